@@ -1,0 +1,253 @@
+"""The base of all compression callbacks: everything about *when*, and nothing about *what*."""
+
+from __future__ import annotations
+
+import inspect
+import uuid
+from abc import abstractmethod
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, ClassVar
+
+import pytorch_lightning as pl
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from lightning_compress.callbacks import averaging, hooks
+from lightning_compress.callbacks.clock import Moment, Position, check_window, position, resolve_window
+from lightning_compress.callbacks.optimizers import Ownership, gradient_scale, really_stepped
+from lightning_compress.callbacks.order import Stage, check_order, refuse_shared_targets
+from lightning_compress.callbacks.state import RunState, restored
+from lightning_compress.core import CompressionError, Target
+
+_RUN = "_lightning_compress_run"  # on a module: the fit that left it as it is
+
+
+class CompressionCallback(pl.Callback):
+    """Decides when a method acts on a model; a subclass says what it does.
+
+    The base resolves the window, counts the updates of the optimizer that owns the targets, keeps state in
+    checkpoints under the one key ``lightning_compress``, checks the order of callbacks, and logs.
+
+    Args:
+        start: first update; int = optimizer steps, float = share of the run.
+        end: last update, likewise.
+        every: distance between updates, likewise.
+    """
+
+    stage: ClassVar[Stage]
+
+    def __init__(self, *, start: Moment, end: Moment, every: Moment) -> None:
+        check_window(type(self).__name__, start, end, every)
+        self.start = start
+        self.end = end
+        self.every = every
+        self.run: RunState | None = None  # None outside of a fit
+        self._ownership: Ownership | None = None
+        self._read: dict[str, Any] | None = None  # what a checkpoint says of this callback
+        self._restarted = False  # whether a checkpoint was read
+        self._kept: tuple[str, dict[str, Any]] | None = None  # name and state of the last fit
+        self._handles: list[RemovableHandle] = []
+
+    # What a subclass says.
+
+    @abstractmethod
+    def prepare(self, model: nn.Module) -> None:
+        """Choose targets: before the optimizer exists, and again when the model was rebuilt."""
+
+    @property
+    @abstractmethod
+    def targets(self) -> Sequence[Target]:
+        """The parameters this callback works on."""
+
+    @abstractmethod
+    def begin(self, model: nn.Module, *, resumed: bool) -> None:
+        """Weights and state are loaded and the window is known; training is about to start."""
+
+    def before_step(self, owned: Sequence[int], *, scale: float, due: bool) -> None:
+        """Dense, finite gradients of the targets at ``owned`` are ready, multiplied by ``scale``."""
+
+    def after_step(self, owned: Sequence[int]) -> None:
+        """An optimizer has changed the targets at ``owned``."""
+
+    @abstractmethod
+    def update(self, model: nn.Module, now: Position, trainer: pl.Trainer) -> None:
+        """A due update; the optimizer step is over."""
+
+    def on_average(self, average: nn.Module) -> None:
+        """A ``WeightAveraging`` callback has changed its copy of the model."""
+
+    def end_fit(self) -> None:
+        """Take away whatever ``begin`` put on the model for the time of training."""
+
+    @abstractmethod
+    def metrics(self) -> dict[str, float]:
+        """What to log after a batch; the first is shown on the progress bar."""
+
+    @abstractmethod
+    def method_state(self) -> dict[str, Any]:
+        """What a checkpoint needs beside the weights: JSON-like values and tensors."""
+
+    @abstractmethod
+    def load_method_state(self, state: dict[str, Any]) -> None:
+        """Take :meth:`method_state` back; the weights are in the model already."""
+
+    @abstractmethod
+    def summary(self) -> tuple[str, bool]:
+        """What was reached, in one sentence, and whether it is what was asked for."""
+
+    # When, in the order in which Lightning calls.
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Check the order of callbacks and choose targets."""
+        if stage != "fit":
+            return
+        check_order(trainer.callbacks)  # type: ignore[attr-defined]
+        self._read, self._restarted = None, False
+        hooks.install(pl_module)
+        if not hooks.builds_late(pl_module):
+            self.prepare(pl_module)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Place the window and continue from a checkpoint: under every strategy its weights are loaded by now."""
+        refuse_shared_targets(self, trainer.callbacks)  # type: ignore[attr-defined]
+        self._ownership = Ownership(trainer.optimizers, self.targets, type(self).__name__)
+        self.begin(pl_module, resumed=self._restore(trainer, pl_module))
+        average = averaging.averaged_model(trainer)
+        if average is not None:
+            averaging.after_averaging(average, self)
+        hook = partial(self._after_optimizer_step, trainer, pl_module)
+        self._handles = [optimizer.register_step_post_hook(hook) for optimizer in trainer.optimizers]
+        if self.in_fit.step == 0:
+            self._update_if_due(trainer, pl_module)
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Show the subclass its gradients; clipping comes after this hook."""
+        owned = self.owned_by(optimizer)
+        scale = gradient_scale(trainer, optimizer) if owned else None
+        if scale is not None:
+            self.before_step(owned, scale=scale, due=self._counts(optimizer) and self._is_due(trainer, ahead=1))
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log."""
+        for place, (name, value) in enumerate(self.metrics().items()):
+            pl_module.log(name, value, prog_bar=place == 0, on_step=True, on_epoch=False, batch_size=1)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say what was reached."""
+        sentence, as_asked = self.summary()
+        say = rank_zero_info if as_asked or getattr(trainer, "fast_dev_run", False) else rank_zero_warn
+        say(f"{type(self).__name__}: {sentence}")
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Let go of the run, and keep what the next one needs."""
+        if stage != "fit":
+            return
+        if self.run is not None:
+            name = uuid.uuid4().hex
+            pl_module.__dict__[_RUN] = name
+            self._kept = (name, self.state())
+            self.end_fit()
+        while self._handles:
+            self._handles.pop().remove()
+        hooks.remove(pl_module)
+        self.run = self._ownership = None
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Let go of the run: Lightning calls no teardown hook after an exception."""
+        if pl_module is not None:
+            self.teardown(trainer, pl_module, "fit")
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add the state to checkpoints that are saved after a fit; during it the module's own hook does."""
+        if not hooks.is_installed(pl_module):
+            self.write_state(checkpoint)
+
+    # State.
+
+    def write_state(self, checkpoint: dict[str, Any]) -> None:
+        """Put this callback's state into a checkpoint."""
+        if self.run is not None:
+            checkpoint.setdefault(hooks.CHECKPOINT_KEY, {})[self.state_key] = self.state()
+        elif self._kept is not None:
+            checkpoint.setdefault(hooks.CHECKPOINT_KEY, {})[self.state_key] = self._kept[1]
+
+    def read_state(self, checkpoint: dict[str, Any]) -> None:
+        """Remember this callback's state in a checkpoint until the weights are loaded."""
+        states = checkpoint.get(hooks.CHECKPOINT_KEY, {})
+        self._read, self._restarted = states.get(self.state_key), True
+        if states and self._read is None:
+            rank_zero_warn(
+                f"the checkpoint has the state of {', '.join(states)}, but none of {self.state_key}, which starts "
+                "anew; to go on where it stopped, give it the include= and exclude= it was trained with."
+            )
+
+    def state(self) -> dict[str, Any]:
+        """All that a resumed run needs to end like one that was never interrupted."""
+        return {"settings": self._settings(), "run": self.in_fit.state_dict(), "method": self.method_state()}
+
+    @property
+    def in_fit(self) -> RunState:
+        """Window and step count of the running fit."""
+        if self.run is None:
+            raise CompressionError(f"{type(self).__name__} is not attached to a running fit.")
+        return self.run
+
+    def owned_by(self, optimizer: Optimizer) -> list[int]:
+        """Positions of the targets that an optimizer trains."""
+        return [] if self._ownership is None else self._ownership.of(optimizer)
+
+    def _settings(self) -> dict[str, Any]:
+        values = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        return {name: getattr(value, "__qualname__", value) for name, value in values.items()}
+
+    def _restore(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
+        """Continue from a checkpoint or an earlier fit; return whether the window of before goes on."""
+        state = self._read
+        if not self._restarted and self._kept is not None and pl_module.__dict__.get(_RUN) == self._kept[0]:
+            state = self._kept[1]
+        self._read = self._kept = None
+        name = type(self).__name__
+        if state is not None:
+            self.run = restored(state, self._settings(), self.load_method_state, trainer, name)
+            if self._restarted or trainer.global_step > 0:
+                return True
+        window = resolve_window(name, self.start, self.end, self.every, trainer)
+        self.run = RunState.beginning(window, trainer, name)
+        return False
+
+    def _counts(self, optimizer: Optimizer) -> bool:
+        return self._ownership is not None and optimizer is self._ownership.counted
+
+    def _after_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer, *_: Any
+    ) -> None:
+        owned = self.owned_by(optimizer)
+        if not owned or not really_stepped(optimizer):
+            return
+        self.after_step(owned)
+        if self._counts(optimizer):
+            self.in_fit.step += 1
+            self._update_if_due(trainer, pl_module)
+
+    def _update_if_due(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self._is_due(trainer):
+            return
+        now = position(self.in_fit.step, trainer, self.in_fit.window)
+        self.update(pl_module, now, trainer)
+        self.in_fit.last = now
+        average = averaging.averaged_model(trainer)
+        if average is not None:
+            self.on_average(average.module)
+
+    def _is_due(self, trainer: pl.Trainer, *, ahead: int = 0) -> bool:
+        run = self.in_fit
+        return run.window.is_due(position(run.step + ahead, trainer, run.window), run.last)

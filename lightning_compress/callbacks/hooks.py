@@ -1,0 +1,83 @@
+"""Hooks of the LightningModule that no callback reaches: what is saved, what is loaded, what is built late.
+
+Callbacks see no weights-only checkpoint, and nothing between reading a checkpoint and loading its weights. So
+two or three methods are replaced on the instance, by bound methods (a deepcopy of the module gets its own), which find
+their callbacks through ``module.trainer``; they go again at teardown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import MethodType
+from typing import TYPE_CHECKING, Any
+
+import pytorch_lightning as pl
+
+if TYPE_CHECKING:
+    from lightning_compress.callbacks.compression import CompressionCallback
+
+CHECKPOINT_KEY = "lightning_compress"
+
+_ORIGINALS = "_lightning_compress_originals"
+
+
+def install(module: pl.LightningModule) -> None:
+    """Replace the hooks; a second call changes nothing."""
+    if is_installed(module):
+        return
+    replacements: dict[str, Callable[..., Any]] = {"on_save_checkpoint": _save, "on_load_checkpoint": _load}
+    if builds_late(module):
+        replacements["configure_model"] = _configure
+    module.__dict__[_ORIGINALS] = {name: module.__dict__.get(name) for name in replacements}
+    module.__dict__.update({name: MethodType(function, module) for name, function in replacements.items()})
+
+
+def remove(module: pl.LightningModule) -> None:
+    """Put the original hooks back; a second call changes nothing."""
+    for name, original in module.__dict__.pop(_ORIGINALS, {}).items():
+        del module.__dict__[name]
+        if original is not None:
+            module.__dict__[name] = original
+
+
+def is_installed(module: pl.LightningModule) -> bool:
+    """Whether the hooks are in place."""
+    return _ORIGINALS in module.__dict__
+
+
+def builds_late(module: pl.LightningModule) -> bool:
+    """Whether the module has a ``configure_model`` of its own, so that layers may not exist before it."""
+    owner = next(cls for cls in type(module).__mro__ if "configure_model" in cls.__dict__)
+    return not owner.__module__.startswith(("pytorch_lightning.", "lightning."))
+
+
+def _save(self: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    _original(self, "on_save_checkpoint")(checkpoint)
+    for callback in _attached(self):
+        callback.write_state(checkpoint)
+
+
+def _load(self: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    for callback in _attached(self):
+        callback.read_state(checkpoint)
+    _original(self, "on_load_checkpoint")(checkpoint)
+
+
+def _configure(self: pl.LightningModule) -> None:
+    _original(self, "configure_model")()
+    for callback in _attached(self):
+        callback.prepare(self)
+
+
+def _original(module: pl.LightningModule, name: str) -> Callable[..., Any]:
+    kept = module.__dict__.get(_ORIGINALS, {}).get(name)
+    original: Callable[..., Any] = kept or MethodType(getattr(type(module), name), module)
+    return original
+
+
+def _attached(module: pl.LightningModule) -> list[CompressionCallback]:
+    from lightning_compress.callbacks.compression import CompressionCallback  # the base imports this module
+
+    trainer = module._trainer  # noqa: SLF001 (the property raises where there is none: in a deepcopy)
+    callbacks = [] if trainer is None else trainer.callbacks  # type: ignore[attr-defined]
+    return [callback for callback in callbacks if isinstance(callback, CompressionCallback)]

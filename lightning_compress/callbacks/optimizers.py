@@ -1,0 +1,77 @@
+"""Which optimizer trains which targets, whether it really stepped, and in what scale its gradients are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch.optim import Optimizer
+
+from lightning_compress.core import ConfigurationError, Target
+
+
+class Ownership:
+    """The targets of each optimizer.
+
+    Args:
+        optimizers: the trainer's.
+        targets: of one callback.
+        name: the callback's, for messages.
+
+    Attributes:
+        counted: the optimizer whose steps count: the one that trains most of the targets' weights.
+
+    Raises:
+        ConfigurationError: no optimizer trains any target.
+    """
+
+    def __init__(self, optimizers: Sequence[Optimizer], targets: Sequence[Target], name: str) -> None:
+        places = {id(target.parameter): place for place, target in enumerate(targets)}
+        self._owned = {
+            id(optimizer): [places[id(parameter)] for parameter in trained_by(optimizer) if id(parameter) in places]
+            for optimizer in optimizers
+        }
+        if not any(self._owned.values()):
+            raise ConfigurationError(
+                f"{name}: no optimizer trains any of the {len(targets)} chosen parameters ({targets[0].name}, ...); "
+                "return one from configure_optimizers that does, or choose others with include=."
+            )
+        weights = [sum(targets[place].parameter.numel() for place in self.of(optimizer)) for optimizer in optimizers]
+        self.counted = optimizers[weights.index(max(weights))]
+
+    def of(self, optimizer: Optimizer) -> list[int]:
+        """Positions of the targets that an optimizer trains."""
+        return self._owned.get(id(optimizer), [])
+
+
+def trained_by(optimizer: Optimizer) -> list[torch.Tensor]:
+    """All parameters of an optimizer."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def really_stepped(optimizer: Optimizer) -> bool:
+    """Whether the step that just returned changed anything.
+
+    A gradient scaler that finds an infinite gradient does not call an ordinary optimizer; a fused one it calls with
+    ``found_inf`` set, and the optimizer does nothing.
+    """
+    found_inf = getattr(optimizer, "found_inf", None)
+    return found_inf is None or not bool(found_inf)
+
+
+def gradient_scale(trainer: pl.Trainer, optimizer: Optimizer) -> float | None:
+    """The factor by which an optimizer's gradients are multiplied just before its step.
+
+    Returns:
+        1.0 but for fused optimizers under a gradient scaler, which unscale inside their step; ``None`` if a gradient
+        is not finite, so that the scaler is about to skip the step.
+    """
+    scaler: Any = getattr(trainer.precision_plugin, "scaler", None)
+    if scaler is None:
+        return 1.0
+    gradients = [parameter.grad for parameter in trained_by(optimizer) if parameter.grad is not None]
+    if not all(bool(gradient.isfinite().all()) for gradient in gradients):
+        return None
+    return float(scaler.get_scale()) if getattr(optimizer, "_step_supports_amp_scaling", False) else 1.0

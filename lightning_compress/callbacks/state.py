@@ -1,0 +1,100 @@
+"""Where a callback stands in a run, as it goes into checkpoints and comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.utilities import rank_zero_warn
+
+from lightning_compress.callbacks.clock import Position, Window, position, total_steps
+from lightning_compress.core import CheckpointError, ConfigurationError
+
+
+@dataclass
+class RunState:
+    """Window and progress of one fit.
+
+    Attributes:
+        window: where the callback acts.
+        step: updates of the optimizer that owns the targets, so far.
+        last: where the last update of the callback happened.
+    """
+
+    window: Window
+    step: int = 0
+    last: Position | None = None
+
+    @classmethod
+    def beginning(cls, window: Window, trainer: pl.Trainer, name: str) -> RunState:
+        """The state of a callback that joins a run, at its beginning or at a checkpoint that was written without it.
+
+        Raises:
+            ConfigurationError: the run is past the window.
+        """
+        # Under manual optimization the trainer counts the steps of all optimizers.
+        step = trainer.global_step if trainer.lightning_module.automatic_optimization else 0
+        if step > 0 and window.progress(position(step, trainer, window)) >= 1.0:
+            raise ConfigurationError(
+                f"{name}(end={window.end!r}): the checkpoint is at optimizer step {step}, past the end of the window, "
+                "and was written without this callback; choose a later window or train longer."
+            )
+        return cls(window, step)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the last update of the window has happened."""
+        return self.last is not None and self.window.progress(self.last) >= 1.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers."""
+        last = None if self.last is None else [self.last.step, self.last.share]
+        return {"window": self.window.state_dict(), "step": self.step, "last": last}
+
+
+def restored(
+    state: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    load_method_state: Callable[[Any], None],
+    trainer: pl.Trainer,
+    name: str,
+) -> RunState:
+    """Take a callback's state back, and warn of what changed since.
+
+    Args:
+        state: as ``CompressionCallback.state`` made it.
+        settings: the callback's constructor arguments now.
+        load_method_state: restores what the method keeps.
+        trainer: about to train.
+        name: the callback's, for messages.
+
+    Raises:
+        CheckpointError: the state is damaged or of another model.
+    """
+    try:
+        last = state["run"]["last"]
+        run = RunState(
+            window=Window(**state["run"]["window"]),
+            step=int(state["run"]["step"]),
+            last=None if last is None else Position(*last),
+        )
+        load_method_state(state["method"])
+        changed = [name for name, value in settings.items() if state["settings"].get(name) != value]
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
+        raise CheckpointError(f"the checkpoint's state of {name} is damaged: {error!r}.") from error
+    total = total_steps(trainer)
+    if run.window.total is not None and total != run.window.total and trainer.global_step > 0:
+        rank_zero_warn(
+            f"{name} goes on with the checkpoint's window, steps {run.window.start} to {run.window.end} of "
+            f"{run.window.total}, though the run now has {total} optimizer steps."
+        )
+    if changed:
+        rank_zero_warn(
+            f"{name}: {', '.join(changed)} differ from the checkpoint's; a changed window has no effect on a resumed "
+            "run, other settings hold from now on."
+        )
+    return run

@@ -1,0 +1,219 @@
+"""Which parameters of a model a method may touch, named the way ``named_parameters()`` names them."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+from lightning_compress.core.errors import TargetError
+
+Patterns = str | Sequence[str]
+
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
+_ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+_COMPILED = "_orig_mod."  # what torch.compile puts into the names of everything below it
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """One parameter and the module that reads it.
+
+    Attributes:
+        name: as in ``model.named_parameters()``, without what ``torch.compile`` adds.
+        module: the module that owns the parameter.
+        attribute: the parameter's name inside that module, ``"weight"`` or ``"in_proj_weight"`` say.
+        aliases: other names of the same parameter, when it is tied.
+    """
+
+    name: str
+    module: nn.Module
+    attribute: str
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The parameter as it is now: sharding and ``Module.to`` may have replaced it since selection."""
+        parameter: nn.Parameter = getattr(self.module, self.attribute)
+        return parameter
+
+    @property
+    def dims(self) -> tuple[int, int]:
+        """Which dimensions of the parameter run over outputs and over inputs: ``(output, input)``."""
+        return (1, 0) if isinstance(self.module, _TRANSPOSED) or _is_transformers_conv1d(self.module) else (0, 1)
+
+
+def select(model: nn.Module, *, include: Patterns | None = None, exclude: Patterns | None = None) -> list[Target]:
+    """Choose the parameters of ``model`` that a method works on, each tied parameter once.
+
+    Without ``include``: the trainable weights of linear, convolutional and attention layers, less the last of
+    them (the classifier or language-model head) and less every weight tied to an embedding. A pattern in
+    ``include`` reaches every matrix or larger parameter, embeddings and classifiers too; biases and norms only
+    if it spells the parameter's or the module's own name (``"*.bias"``, ``"*.LayerNorm.weight"``).
+
+    Args:
+        model: any module.
+        include: a pattern or several: globs over parameter names (``"*.attention.*"``) or, after ``re:``, a
+            regular expression that must match the whole name. A pattern that equals a module's name takes its
+            parameters.
+        exclude: the same, taken away again.
+
+    Returns:
+        The chosen parameters in the model's order.
+
+    Raises:
+        TargetError: a pattern matches nothing, or nothing is left to choose.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> [target.name for target in select(model)]
+        ['0.weight']
+        >>> [target.name for target in select(model, include="*")]
+        ['0.weight', '2.weight']
+    """
+    everything = list(_parameters(model))
+    chosen = _defaults(model, everything) if include is None else _matching(everything, include, "include", model)
+    if exclude is not None:
+        left_out = {id(target.parameter) for target in _matching(everything, exclude, "exclude", model)}
+        chosen = [target for target in chosen if id(target.parameter) not in left_out]
+    if not chosen:
+        raise TargetError(
+            f"include={include!r}, exclude={exclude!r} choose no parameter of {type(model).__name__}; "
+            f"by default its last layer is left alone: name what to compress, for example include="
+            f"{everything[-1].name if everything else '*'!r}."
+        )
+    return chosen
+
+
+def frozen_layers(model: nn.Module) -> list[str]:
+    """Names of layer weights that the default selection leaves out because they do not train."""
+    return [
+        target.name for target in _parameters(model) if _is_layer_weight(target) and not target.parameter.requires_grad
+    ]
+
+
+def _parameters(model: nn.Module) -> Iterator[Target]:
+    modules = dict(model.named_modules())
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    for first, *others in names.values():
+        path, _, attribute = first.rpartition(".")
+        yield Target(
+            name=first.replace(_COMPILED, ""),
+            module=modules[path],
+            attribute=attribute,
+            aliases=tuple(other.replace(_COMPILED, "") for other in others),
+        )
+
+
+def _is_layer_weight(target: Target) -> bool:
+    if isinstance(target.module, nn.MultiheadAttention):
+        return target.attribute in _ATTENTION_WEIGHTS
+    is_layer = isinstance(target.module, _LAYERS) or _is_transformers_conv1d(target.module)
+    return is_layer and target.attribute == "weight"
+
+
+def _is_transformers_conv1d(module: nn.Module) -> bool:
+    # By name: GPT-2's linear layer, which stores (input, output), is not worth importing transformers for.
+    return any(
+        (cls.__module__, cls.__name__) == ("transformers.pytorch_utils", "Conv1D") for cls in type(module).__mro__
+    )
+
+
+def _defaults(model: nn.Module, everything: Sequence[Target]) -> list[Target]:
+    embeddings = {
+        id(weight) for module in model.modules() if isinstance(module, nn.Embedding) for weight in [module.weight]
+    }
+    layers = [target for target in everything if _is_layer_weight(target) and target.parameter.requires_grad]
+    # The head stands last in every Hugging Face model and, by custom, in hand-written ones.
+    return [target for target in layers[:-1] if id(target.parameter) not in embeddings]
+
+
+def _matching(everything: Sequence[Target], patterns: Patterns, argument: str, model: nn.Module) -> list[Target]:
+    chosen: dict[int, Target] = {}
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        matches = _matcher(pattern, argument)
+        found = [
+            target
+            for target in everything
+            if target.parameter.is_floating_point()
+            and any(
+                matches(name) and (target.parameter.dim() > 1 or _spells(pattern, name))
+                for name in (target.name, *target.aliases)
+            )
+        ]
+        if not found:
+            raise TargetError(_unmatched(pattern, argument, everything, model))
+        chosen.update({id(target): target for target in found})
+    return [target for target in everything if id(target) in chosen]
+
+
+def _matcher(pattern: str, argument: str) -> Callable[[str], bool]:
+    if not pattern.startswith("re:"):
+        return lambda name: fnmatchcase(name, pattern) or fnmatchcase(name.rpartition(".")[0], pattern)
+    try:
+        compiled = re.compile(pattern.removeprefix("re:"))
+    except re.error as error:
+        raise TargetError(f"{argument}={pattern!r} is not a regular expression: {error}.") from error
+    return lambda name: compiled.fullmatch(name) is not None
+
+
+def _spells(pattern: str, name: str) -> bool:
+    *_, module, attribute = ["", *name.split(".")]
+    return module in pattern if attribute == "weight" and module else attribute in pattern
+
+
+def _unmatched(pattern: str, argument: str, everything: Sequence[Target], model: nn.Module) -> str:
+    shapes = {re.sub(r"\.\d+(?=\.|$)", ".*", target.name) for target in everything if target.parameter.dim() > 1}
+    near = difflib.get_close_matches(pattern.removeprefix("re:"), sorted(shapes), n=3, cutoff=0.2)
+    return (
+        f"{argument}={pattern!r} matches no parameter of {type(model).__name__}. "
+        f"Near: {', '.join(map(repr, near)) or 'nothing'}. "
+        f"Print `lightning_compress.targets(model)` to see all {len(everything)}."
+    )
+
+
+def targets(model: nn.Module, *, include: Patterns | None = None, exclude: Patterns | None = None) -> str:
+    """Show what :func:`select` chooses: one line a parameter, ``+`` before those chosen.
+
+    Args:
+        model: any module.
+        include: as in :func:`select`.
+        exclude: as in :func:`select`.
+
+    Returns:
+        A text to print.
+
+    Raises:
+        TargetError: as in :func:`select`.
+
+    Example:
+        >>> print(targets(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))))
+        + 0.weight  [8, 4]
+          0.bias  [8]
+          1.weight  [2, 8]
+          1.bias  [2]
+    """
+    chosen = {target.name for target in select(model, include=include, exclude=exclude)}
+    return "\n".join(
+        f"{'+' if target.name in chosen else ' '} {target.name}  {list(target.parameter.shape)}"
+        for target in _parameters(model)
+    )
+
+
+def matches_any(target: Target, pattern: str) -> bool:
+    """Whether one pattern, as in :func:`select`, matches one target under any of its names."""
+    matches = _matcher(pattern, "pattern")
+    return any(matches(name) for name in (target.name, *target.aliases))
+
+
+def is_sharded(parameter: torch.Tensor) -> bool:
+    """Whether a parameter is spread over processes (a ``DTensor``, as ``fully_shard`` makes)."""
+    return hasattr(parameter, "placements")

@@ -1,0 +1,256 @@
+"""A set of parameters being pruned: their masks, the statistics that choose them, the values held back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_compress.core import CheckpointError, Target
+from lightning_compress.pruning import soft_movement
+from lightning_compress.pruning.criteria import Criterion, find_criterion, statistics_of
+from lightning_compress.pruning.masks import (
+    apply_,
+    clear_moments_,
+    keep_largest,
+    mask_from_zeros,
+    unpruned_zeros,
+    without_pruned,
+)
+from lightning_compress.pruning.patterns import Pattern
+from lightning_compress.pruning.regrow import exchange
+from lightning_compress.pruning.statistics import Statistics
+
+
+@dataclass
+class Pool:
+    """Targets that share one threshold.
+
+    Attributes:
+        members: their positions among the pruner's targets.
+        final: the sparsity they are to reach.
+        initial: the sparsity from which their schedule starts.
+    """
+
+    members: list[int]
+    final: float
+    initial: float = 0.0
+
+
+class Pruner:
+    """Prunes targets step by step; knows nothing of training loops.
+
+    Call :meth:`observe` with gradients before each optimizer step, :meth:`enforce` after it, and :meth:`prune`
+    whenever the sparsity is to change.
+
+    Args:
+        targets: the parameters to prune.
+        criterion: a name of ``CRITERIA`` or a function ``(weight, statistics) -> scores``.
+        pattern: the shape in which weights are pruned.
+        regrow: ``None``, ``"gradient"`` or ``"random"``.
+        seed: of everything random.
+    """
+
+    def __init__(
+        self,
+        targets: Sequence[Target],
+        *,
+        criterion: str | Criterion,
+        pattern: Pattern,
+        regrow: str | None,
+        seed: int,
+    ) -> None:
+        self.targets = list(targets)
+        self.pattern = pattern
+        self.masks: list[Tensor] | None = None
+        self.strength = 0.0
+        self._criterion = find_criterion(criterion)
+        self._regrow = regrow
+        self._soft = criterion == "soft_movement"
+        self._seed = seed
+        names = set(statistics_of(self._criterion))
+        # A movement score may bring a weight back, so the value it had must be kept.
+        self._held = [target.parameter.detach().clone() for target in targets] if "movement" in names else None
+        self._growth: list[Tensor | None] = [None] * len(self.targets)
+        self.statistics = Statistics(targets, names, seed)
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """The targets' parameters as they are now."""
+        return [target.parameter for target in self.targets]
+
+    @torch.no_grad()
+    def observe(self, owned: Sequence[int], *, scale: float = 1.0, gather: bool = True, capture: bool = False) -> None:
+        """Read dense gradients, then zero those of pruned weights.
+
+        Args:
+            owned: positions of the targets whose optimizer is about to step.
+            scale: factor by which the gradients were multiplied (a gradient scaler's).
+            gather: take the gradients into the statistics.
+            capture: keep the gradients' magnitudes for regrowth at this step.
+        """
+        seen = [index for index in owned if self.targets[index].parameter.grad is not None]
+        for index in seen:
+            gradient = self._gradient(index)
+            if gather and self.statistics.reads_gradients:
+                unscaled = gradient if scale == 1.0 else gradient / scale
+                self.statistics.observe_gradient(index, unscaled, self._dense_weight(index))
+            if capture:
+                self._growth[index] = gradient.abs().float()
+        if gather and self._soft and self.strength:
+            for index in seen:
+                soft_movement.regularize_(self.statistics.running("movement")[index], self.strength)
+        if self.masks is not None:
+            apply_([self._gradient(index) for index in seen], [self.masks[index] for index in seen])
+
+    def enforce(self, owned: Sequence[int] | None = None) -> None:
+        """Zero what an optimizer step moved of the pruned weights."""
+        if self.masks is not None:
+            indices = range(len(self.targets)) if owned is None else owned
+            apply_([self.targets[index].parameter for index in indices], [self.masks[index] for index in indices])
+
+    @torch.no_grad()
+    def prune(self, pools: Sequence[Pool], sparsities: Sequence[float], *, exchanged: float, step: int) -> None:
+        """Choose new masks and lay them on the weights.
+
+        Args:
+            pools: cover each target exactly once.
+            sparsities: each pool's share of zeros after the call.
+            exchanged: share of the kept weights that gives way to regrown ones.
+            step: the optimizer step, which seeds random regrowth.
+        """
+        masks: dict[int, Tensor] = {}
+        for pool, sparsity in zip(pools, sparsities, strict=True):
+            masks.update(zip(pool.members, self._choose(pool.members, sparsity, exchanged, step), strict=True))
+        self._lay([masks[index] for index in range(len(self.targets))])
+        self._growth = [None] * len(self.targets)
+
+    @torch.no_grad()
+    def set_strength(self, pools: Sequence[Pool], sparsities: Sequence[float], *, steps: float) -> None:
+        """Soft movement only: aim the regularizer at the sparsities due ``steps`` optimizer steps from now."""
+        if self._soft:
+            scores = self.statistics.running("movement")
+            strengths = [
+                soft_movement.strength_for([scores[index] for index in pool.members], sparsity=sparsity, steps=steps)
+                for pool, sparsity in zip(pools, sparsities, strict=True)
+            ]
+            self.strength = sum(strengths) / len(strengths)
+
+    def shares_below_threshold(self, pools: Sequence[Pool]) -> list[float]:
+        """Soft movement only: the share of each pool's scores that its threshold prunes."""
+        scores = self.statistics.running("movement")
+        return [soft_movement.share_below([scores[index] for index in pool.members]) for pool in pools]
+
+    def mask_from_zeros(self, unpruned: Mapping[str, Tensor] | None = None) -> None:
+        """Take the weights' zeros for pruned, but for the flat indices in ``unpruned``, by parameter name."""
+        unpruned = unpruned or {}
+        self.masks = [
+            mask_from_zeros(target.parameter, unpruned.get(target.name)).to(target.parameter.dtype)
+            for target in self.targets
+        ]
+
+    def clear_moments(self, optimizer: Optimizer, owned: Sequence[int]) -> None:
+        """Zero the optimizer's running averages of pruned weights."""
+        if self.masks is not None:
+            for index in owned:
+                clear_moments_(optimizer, self.targets[index].parameter, self.masks[index])
+
+    def mask_other(self, others: Sequence[Target]) -> None:
+        """Lay the masks on the same parameters of another model, an average of this one say."""
+        if self.masks is not None:
+            weights = [other.parameter.detach() for other in others]
+            apply_(weights, [mask.to(weight) for mask, weight in zip(self.masks, weights, strict=True)])
+
+    def zeros(self) -> list[int]:
+        """How many weights of each target are pruned."""
+        if self.masks is None:
+            return [0] * len(self.targets)
+        return [mask.numel() - int(torch.count_nonzero(mask)) for mask in self.masks]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs beside the weights: small, unless the criterion keeps a value a weight."""
+        state: dict[str, Any] = {"strength": self.strength, "statistics": self.statistics.state_dict()}
+        if self.masks is not None:
+            state["unpruned_zeros"] = {
+                target.name: unpruned_zeros(target.parameter, mask)
+                for target, mask in zip(self.targets, self.masks, strict=True)
+            }
+        if self._held is not None:
+            state["held"] = {target.name: held for target, held in zip(self.targets, self._held, strict=True)}
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a checkpoint whose weights are in the model already.
+
+        Raises:
+            CheckpointError: the state belongs to other parameters.
+        """
+        self.strength = state["strength"]
+        self.statistics.load_state_dict(state["statistics"])
+        unpruned = state.get("unpruned_zeros")
+        if unpruned is not None:
+            names = {target.name for target in self.targets}
+            if set(unpruned) != names:
+                raise CheckpointError(
+                    f"the checkpoint pruned other parameters: {sorted(set(unpruned) ^ names)[:4]} are on one side "
+                    "only; resume with the include= and exclude= it was trained with."
+                )
+            self.mask_from_zeros(unpruned)
+        if self._held is not None:
+            for target, held in zip(self.targets, self._held, strict=True):
+                held.copy_(state["held"][target.name])
+
+    def reduce_statistics(self, mean: Callable[[Tensor], Tensor]) -> None:
+        """Make all ranks decide from the same numbers; ``mean`` averages a tensor over ranks."""
+        self.statistics.reduce(mean)
+
+    def _choose(self, members: Sequence[int], sparsity: float, exchanged: float, step: int) -> list[Tensor]:
+        scores = [self._score(index) for index in members]
+        dims = [self.targets[index].dims for index in members]
+        if exchanged > 0.0:
+            growth = [self._deserves_growth(index, step) for index in members]
+            return exchange(scores, growth, sparsity=sparsity, fraction=exchanged, pattern=self.pattern, dims=dims)
+        chosen = keep_largest(scores, sparsity=sparsity, pattern=self.pattern, dims=dims)
+        if self._held is not None or self.masks is None:
+            return chosen
+        return [mask & self.masks[index].bool() for mask, index in zip(chosen, members, strict=True)]
+
+    def _score(self, index: int) -> Tensor:
+        scores = self._criterion(self.targets[index].parameter.detach(), self.statistics.of(index)).float()
+        if self._held is not None or self.masks is None:
+            return scores
+        return without_pruned(scores, self.masks[index])
+
+    def _deserves_growth(self, index: int, step: int) -> Tensor:
+        captured = self._growth[index]
+        if self._regrow == "gradient":
+            gradient = self.targets[index].parameter.grad
+            if captured is None and gradient is not None:
+                captured = gradient.detach().abs().float()
+            return captured if captured is not None else torch.zeros_like(self.targets[index].parameter).float()
+        generator = torch.Generator().manual_seed(hash((self._seed, step, index)) % (1 << 63))
+        parameter = self.targets[index].parameter
+        return torch.rand(parameter.shape, generator=generator).to(parameter.device)
+
+    def _lay(self, masks: Sequence[Tensor]) -> None:
+        if self._held is not None:
+            self._held = [self._dense_weight(index) for index in range(len(self.targets))]
+            for parameter, held in zip(self.parameters, self._held, strict=True):
+                parameter.detach().copy_(held)
+        self.masks = [mask.to(target.parameter.dtype) for target, mask in zip(self.targets, masks, strict=True)]
+        self.enforce()
+
+    def _dense_weight(self, index: int) -> Tensor:
+        """The weight with the values that pruned entries had when they were last in use."""
+        weight = self.targets[index].parameter.detach()
+        if self._held is None or self.masks is None:
+            return weight if self._held is None else weight.clone()
+        return torch.where(self.masks[index].bool(), weight, self._held[index])
+
+    def _gradient(self, index: int) -> Tensor:
+        gradient = self.targets[index].parameter.grad
+        return torch.zeros_like(self.targets[index].parameter) if gradient is None else gradient.detach()

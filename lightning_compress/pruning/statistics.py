@@ -1,0 +1,253 @@
+"""What criteria read beside the weight, gathered from the training steps that happen anyway.
+
+==============  =====================================================================================
+``gradient``    running mean of the gradient
+``taylor``      running mean of ``|gradient * weight|``
+``fisher``      running mean of ``gradient^2``
+``movement``    sum of ``-gradient * weight``, where a pruned weight counts with its last value
+``input_norm``  running root mean square of the layer's inputs, one value an input feature
+``noise``       uniform random numbers in [0, 1), fixed by the seed and the parameter's name
+==============  =====================================================================================
+
+All are float32. Running means are exponential with ``DECAY`` a step.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from lightning_compress.core import CheckpointError, CompressionError, ConfigurationError, Target
+
+DECAY = 0.95
+
+
+def _mean(running: Tensor, value: Tensor) -> None:
+    running.lerp_(value, 1.0 - DECAY)
+
+
+def _gradient(running: Tensor, gradient: Tensor, weight: Tensor) -> None:  # noqa: ARG001
+    _mean(running, gradient)
+
+
+def _taylor(running: Tensor, gradient: Tensor, weight: Tensor) -> None:
+    _mean(running, (gradient * weight).abs_())
+
+
+def _fisher(running: Tensor, gradient: Tensor, weight: Tensor) -> None:  # noqa: ARG001
+    running.mul_(DECAY).addcmul_(gradient, gradient, value=1.0 - DECAY)
+
+
+def _movement(running: Tensor, gradient: Tensor, weight: Tensor) -> None:
+    running.addcmul_(gradient, weight, value=-1.0)
+
+
+_FROM_GRADIENTS: dict[str, Callable[[Tensor, Tensor, Tensor], None]] = {
+    "gradient": _gradient,
+    "taylor": _taylor,
+    "fisher": _fisher,
+    "movement": _movement,
+}
+NAMES = (*_FROM_GRADIENTS, "input_norm", "noise")
+
+
+class Statistics:
+    """The statistics of a list of targets; only those asked for are gathered.
+
+    Args:
+        targets: the parameters to watch.
+        names: which of ``NAMES`` to gather.
+        seed: of ``noise``.
+
+    Raises:
+        ConfigurationError: an unknown name, or ``input_norm`` of a parameter whose inputs are not seen.
+    """
+
+    def __init__(self, targets: Sequence[Target], names: Collection[str], seed: int) -> None:
+        unknown = set(names) - set(NAMES)
+        if unknown:
+            raise ConfigurationError(f"a criterion needs {sorted(unknown)}; known statistics are {', '.join(NAMES)}.")
+        self._targets = targets
+        self._names = names
+        self._seed = seed
+        self._running: dict[str, list[Tensor]] = {
+            name: [torch.zeros_like(target.parameter, dtype=torch.float32) for target in targets]
+            for name in names
+            if name in _FROM_GRADIENTS
+        }
+        # Mean squares of inputs, made at the first batch, when the number of features is known.
+        self._squares: dict[int, Tensor] = {}
+        self._handles: list[RemovableHandle] = []
+
+    @property
+    def reads_gradients(self) -> bool:
+        """Whether :meth:`observe_gradient` has anything to do."""
+        return bool(self._running)
+
+    def of(self, index: int) -> Mapping[str, Tensor]:
+        """The statistics of one target, each made when it is read."""
+        return _Reader(self._names, partial(self._read, index=index))
+
+    def running(self, name: str) -> list[Tensor]:
+        """The accumulators themselves, one a target, to be changed in place."""
+        return self._running[name]
+
+    @torch.no_grad()
+    def observe_gradient(self, index: int, gradient: Tensor, weight: Tensor) -> None:
+        """Take in one step's gradient.
+
+        Args:
+            index: which target.
+            gradient: dense and unscaled.
+            weight: the value that the gradient is multiplied with.
+        """
+        for name, running in self._running.items():
+            _FROM_GRADIENTS[name](running[index], gradient.float(), weight.float())
+
+    def watch_inputs(self) -> None:
+        """Hook the targets' modules to see the inputs of training batches."""
+        if "input_norm" not in self._names or self._handles:
+            return
+        for index, target in enumerate(self._targets):
+            if isinstance(target.module, (nn.Embedding, nn.RNNBase)) or target.parameter.dim() < 2:  # noqa: PLR2004
+                raise ConfigurationError(
+                    f"the activation norms that the criterion reads are not defined for {target.name} of "
+                    f"{type(target.module).__name__}; add exclude={target.name!r}."
+                )
+            hook = _InputHook(self._squares, index, target)
+            self._handles.append(target.module.register_forward_pre_hook(hook, with_kwargs=True))
+
+    def unwatch(self) -> None:
+        """Take the hooks away again."""
+        while self._handles:
+            self._handles.pop().remove()
+
+    def reduce(self, mean: Callable[[Tensor], Tensor]) -> None:
+        """Replace what this rank saw by the mean over ranks (gradients are equal on all ranks already)."""
+        for index in sorted(self._squares):
+            self._squares[index] = mean(self._squares[index])
+
+    def state_dict(self) -> dict[str, Any]:
+        """All accumulators by statistic and parameter name."""
+        state = {
+            name: {target.name: tensor for target, tensor in zip(self._targets, running, strict=True)}
+            for name, running in self._running.items()
+        }
+        if self._squares:
+            state["input_norm"] = {self._targets[index].name: square for index, square in self._squares.items()}
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Take accumulators back.
+
+        Raises:
+            CheckpointError: a tensor is missing or has another shape.
+        """
+        for name, running in self._running.items():
+            for target, tensor in zip(self._targets, running, strict=True):
+                saved = state.get(name, {}).get(target.name)
+                if saved is None or saved.shape != tensor.shape:
+                    raise CheckpointError(
+                        f"the checkpoint holds no {name!r} statistic of shape {list(tensor.shape)} for "
+                        f"{target.name}: it was written with another criterion or another model."
+                    )
+                tensor.copy_(saved)
+        squares = state.get("input_norm", {})
+        for index, target in enumerate(self._targets):
+            if target.name in squares:
+                self._squares[index] = squares[target.name].to(target.parameter.device)
+
+    def _read(self, name: str, index: int) -> Tensor:
+        target = self._targets[index]
+        if name in self._running:
+            return self._running[name][index]
+        if name == "noise" and name in self._names:
+            seed = zlib.crc32(target.name.encode(), self._seed)
+            noise = torch.rand(target.parameter.shape, generator=torch.Generator().manual_seed(seed))
+            return noise.to(target.parameter.device)
+        if name == "input_norm" and name in self._names:
+            if index not in self._squares:
+                raise CompressionError(
+                    f"no training batch passed through {target.name}: its {type(target.module).__name__} is not "
+                    f"called (its parent may read the weight itself); add exclude={target.name!r}."
+                )
+            return _beside_weight(self._squares[index].sqrt(), target)
+        raise ConfigurationError(
+            f"the criterion reads statistics[{name!r}] without saying so: decorate it with @needs({name!r})."
+        )
+
+
+class _Reader(Mapping[str, Tensor]):
+    """One target's statistics, each computed when it is looked up."""
+
+    def __init__(self, names: Collection[str], read: Callable[[str], Tensor]) -> None:
+        self._names = names
+        self._read = read
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class _InputHook:
+    """Keeps a running mean square of a module's inputs, one value an input feature."""
+
+    def __init__(self, squares: dict[int, Tensor], index: int, target: Target) -> None:
+        self._squares = squares
+        self._index = index
+        self._target = target
+
+    @torch.no_grad()
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not module.training:
+            return
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        square = torch.cat([_mean_square(tensor, module) for tensor in self._read_by_weight(tensors)])
+        if self._index in self._squares:
+            _mean(self._squares[self._index], square)
+        else:
+            self._squares[self._index] = square
+
+    def _read_by_weight(self, tensors: list[Tensor]) -> list[Tensor]:
+        if not isinstance(self._target.module, nn.MultiheadAttention):
+            return tensors[:1]
+        order = {"in_proj_weight": (0, 1, 2), "q_proj_weight": (0,), "k_proj_weight": (1,), "v_proj_weight": (2,)}
+        return [tensors[position] for position in order[self._target.attribute]]
+
+
+def _mean_square(tensor: Tensor, module: nn.Module) -> Tensor:
+    features = _feature_dim(tensor, module)
+    return tensor.detach().float().square().mean([dim for dim in range(tensor.dim()) if dim != features])
+
+
+def _feature_dim(tensor: Tensor, module: nn.Module) -> int:
+    spatial = len(getattr(module, "kernel_size", ()))  # zero for everything but convolutions
+    return tensor.dim() - 1 - spatial
+
+
+def _beside_weight(norm: Tensor, target: Target) -> Tensor:
+    """Reshape one value an input feature so that it broadcasts to the weight."""
+    weight = target.parameter
+    output, inputs = target.dims
+    if isinstance(target.module, nn.MultiheadAttention):
+        parts = norm.view(-1, weight.shape[inputs])
+        return parts.repeat_interleave(weight.shape[output] // len(parts), dim=0)
+    groups = norm.numel() // weight.shape[inputs]
+    shape = [1] * weight.dim()
+    if groups == 1 or inputs == 0:
+        shape[inputs] = -1
+        return norm.view(shape)
+    # A grouped convolution: each group of outputs reads its own inputs.
+    shape[output], shape[inputs] = weight.shape[output], weight.shape[inputs]
+    return norm.view(groups, -1).repeat_interleave(weight.shape[output] // groups, dim=0).view(shape)

@@ -1,0 +1,120 @@
+"""A run killed anywhere and resumed with fresh objects ends bitwise equal to the one that was not."""
+
+import lightning.pytorch
+import pytest
+import torch
+from pytorch_lightning.callbacks import EMAWeightAveraging
+from pytorch_lightning.plugins import MixedPrecision
+
+from tests.conformance.interruption import assert_bitwise_equal, everything, run_to_the_end, run_until
+from tests.conformance.test_steps import Manual
+from tests.conformance.tiny import WINDOW, Tiny, TinyOfLightning, record_updates
+
+# Before the window, at its start, within it, between updates, at its end (where an epoch ends too), after it.
+POINTS = [1, 2, 4, 5, 8, 11]
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_resumed_run_equals_the_uninterrupted_one(case, point, tmp_path):
+    whole = everything(run_to_the_end(Tiny(), case.make(**WINDOW)))
+    path = run_until(point, tmp_path, Tiny(), case.make(**WINDOW))
+    callback = case.make(**WINDOW)
+    updates = record_updates(callback)
+    resumed = run_to_the_end(Tiny(), callback, ckpt_path=path)
+    assert_bitwise_equal(everything(resumed), whole)
+    assert updates == [step for step in (2, 5, 8) if step > point]
+    assert case.holds(resumed.lightning_module)
+
+
+def test_resumed_twice(case, tmp_path):
+    whole = everything(run_to_the_end(Tiny(), case.make(**WINDOW)))
+    first = run_until(3, tmp_path, Tiny(), case.make(**WINDOW))
+    second = run_until(7, tmp_path, Tiny(), case.make(**WINDOW), ckpt_path=first)
+    assert_bitwise_equal(everything(run_to_the_end(Tiny(), case.make(**WINDOW), ckpt_path=second)), whole)
+
+
+def test_resumed_with_the_objects_that_were_killed(case, tmp_path):
+    whole = everything(run_to_the_end(Tiny(), case.make(**WINDOW)))
+    model, callback = Tiny(), case.make(**WINDOW)
+    path = run_until(6, tmp_path, model, callback)
+    assert_bitwise_equal(everything(run_to_the_end(model, callback, ckpt_path=path)), whole)
+
+
+def test_window_in_shares_under_manual_optimization(case, tmp_path):
+    window = {"start": 0.125, "end": 0.5, "every": 0.1875}
+    whole = everything(run_to_the_end(Manual(), case.make(**window)))
+    path = run_until(4, tmp_path, Manual(), case.make(**window))
+    assert_bitwise_equal(everything(run_to_the_end(Manual(), case.make(**window), ckpt_path=path)), whole)
+
+
+def test_accumulated_gradients(case, tmp_path):
+    whole = everything(run_to_the_end(Tiny(), case.make(**WINDOW), accumulate_grad_batches=3, max_epochs=4))
+    path = run_until(5, tmp_path, Tiny(), case.make(**WINDOW), accumulate_grad_batches=3, max_epochs=4)
+    resumed = run_to_the_end(Tiny(), case.make(**WINDOW), ckpt_path=path, accumulate_grad_batches=3, max_epochs=4)
+    assert_bitwise_equal(everything(resumed), whole)
+
+
+def test_gradient_scaler(case, tmp_path):
+    def settings():
+        scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+        return {"plugins": [MixedPrecision("16-mixed", "cpu", scaler=scaler)]}
+
+    whole = everything(run_to_the_end(Tiny(), case.make(**WINDOW), **settings()))
+    path = run_until(6, tmp_path, Tiny(), case.make(**WINDOW), **settings())
+    resumed = run_to_the_end(Tiny(), case.make(**WINDOW), ckpt_path=path, **settings())
+    assert_bitwise_equal(everything(resumed), whole)
+
+
+@pytest.mark.parametrize("point", [4, 11])
+def test_averaged_weights(case, point, tmp_path):
+    def callbacks():
+        return case.make(**WINDOW), EMAWeightAveraging(decay=0.8)
+
+    whole = everything(run_to_the_end(Tiny(), *callbacks()))
+    path = run_until(point, tmp_path, Tiny(), *callbacks())
+    resumed = run_to_the_end(Tiny(), *callbacks(), ckpt_path=path)
+    assert_bitwise_equal(everything(resumed), whole)
+    assert case.holds(resumed.lightning_module)
+
+
+def test_in_the_other_namespace(case, tmp_path):
+    package = lightning.pytorch
+    whole = everything(run_to_the_end(TinyOfLightning(), case.make(**WINDOW), package=package))
+    path = run_until(4, tmp_path, TinyOfLightning(), case.make(**WINDOW), package=package)
+    resumed = run_to_the_end(TinyOfLightning(), case.make(**WINDOW), ckpt_path=path, package=package)
+    assert_bitwise_equal(everything(resumed), whole)
+
+
+def test_changed_length_warns_and_keeps_the_window(case, tmp_path):
+    window = {"start": 0.125, "end": 0.5, "every": 3}
+    path = run_until(4, tmp_path, Tiny(), case.make(**window))
+    callback = case.make(**window)
+    updates = record_updates(callback)
+    with pytest.warns(UserWarning, match="goes on with the window of the checkpoint, steps 2 to 8 of 16"):
+        run = run_to_the_end(Tiny(), callback, ckpt_path=path, max_epochs=3)
+    assert run.global_step == 24
+    assert updates == [5, 8]
+    assert case.holds(run.lightning_module)
+
+
+def test_resumed_with_more_steps(case, tmp_path):
+    whole = everything(run_to_the_end(Tiny(), case.make(**WINDOW), max_steps=14))
+    path = run_until(6, tmp_path, Tiny(), case.make(**WINDOW), max_steps=12)
+    with pytest.warns(UserWarning, match="the run now has 14"):
+        resumed = run_to_the_end(Tiny(), case.make(**WINDOW), ckpt_path=path, max_steps=14)
+    assert_bitwise_equal(everything(resumed), whole)
+
+
+def test_resumed_from_a_checkpoint_without_this_callback(case, tmp_path):
+    path = run_until(1, tmp_path, Tiny())
+    callback = case.make(**WINDOW)
+    updates = record_updates(callback)
+    run = run_to_the_end(Tiny(), callback, ckpt_path=path)
+    assert updates == [2, 5, 8]
+    assert callback.step == 16
+    assert case.holds(run.lightning_module)
+
+
+def test_a_checkpoint_resumes_without_this_callback_as_well(case, tmp_path):
+    path = run_until(9, tmp_path, Tiny(), case.make(**WINDOW))
+    assert run_to_the_end(Tiny(), ckpt_path=path).global_step == 16
