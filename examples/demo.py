@@ -35,8 +35,8 @@ def main() -> None:
     console = Console()
     data = RottenTomatoes(training_sentences=arguments.sentences)
     console.print(
-        f"MiniLM (22.7M parameters) on a [bold]subset[/bold] of Rotten Tomatoes: {len(data.training):,} of the 6,000 or "
-        f"so training sentences; tested on all {len(data.test):,} test sentences."
+        f"MiniLM (22.7M parameters) on a [bold]subset[/bold] of Rotten Tomatoes: {len(data.training):,} of about "
+        f"6,000 training sentences; tested on all {len(data.test):,} test sentences."
     )
 
     pl.seed_everything(0, verbose=False)
@@ -87,7 +87,13 @@ def measure(name: str, module: TransformerModule, data: RottenTomatoes) -> list[
         save_model(nn.ModuleDict({"model": module.model}), str(plain))
         compressed = save_compressed(module, Path(folder) / "model.safetensors.zst")
         dense_bytes = plain.stat().st_size
-    return [name, f"{accuracy:.1%}", f"{nonzero / 1e6:.2f}M", f"{dense_bytes / 1e6:.1f} MB", f"{compressed / 1e6:.1f} MB"]
+    return [
+        name,
+        f"{accuracy:.1%}",
+        f"{nonzero / 1e6:.2f}M",
+        f"{dense_bytes / 1e6:.1f} MB",
+        f"{compressed / 1e6:.1f} MB",
+    ]
 
 
 def table(rows: list[list[str]]) -> Table:

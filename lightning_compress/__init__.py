@@ -9,6 +9,7 @@ from lightning_compress.core.errors import (
     TargetError,
 )
 from lightning_compress.core.targets import targets
+from lightning_compress.export import load_compressed, save_compressed
 from lightning_compress.modules import TransformerModule
 
 __all__ = [
@@ -19,5 +20,7 @@ __all__ = [
     "MissingExtraError",
     "TargetError",
     "TransformerModule",
+    "load_compressed",
+    "save_compressed",
     "targets",
 ]

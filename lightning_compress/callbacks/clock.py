@@ -81,9 +81,9 @@ def check_window(name: str, start: Moment, end: Moment, every: Moment) -> None:
                 f"{name}({argument}={moment!r}): write an int for optimizer steps or a float for a share of the run."
             )
         if moment < 0 or (isinstance(moment, float) and moment > 1.0):
+            kind = "a float is a share of the run in [0, 1]" if isinstance(moment, float) else "must not be negative"
             raise ConfigurationError(
-                f"{name}({argument}={moment!r}): a float is a share of the run in [0, 1]; "
-                f"for optimizer steps write {argument}={max(0, round(moment))}."
+                f"{name}({argument}={moment!r}): {kind}; for optimizer steps write {argument}={max(1, round(moment))}."
             )
     if type(start) is type(end) and end <= start:
         raise ConfigurationError(f"{name}(start={start!r}, end={end!r}): end must come after start.")

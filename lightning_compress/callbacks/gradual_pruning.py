@@ -15,7 +15,7 @@ from lightning_compress.callbacks.clock import Position
 from lightning_compress.callbacks.compression import CompressionCallback
 from lightning_compress.callbacks.order import Stage
 from lightning_compress.core import CompressionError, ConfigurationError, Target, TargetError, select
-from lightning_compress.core.targets import frozen_layers, is_sharded
+from lightning_compress.core.targets import as_patterns, frozen_layers, is_sharded
 from lightning_compress.pruning.arguments import check_initial, final_sparsities, make_pools, one_of
 from lightning_compress.pruning.criteria import Criterion, CriterionName, find_criterion, statistics_of
 from lightning_compress.pruning.patterns import parse_pattern
@@ -224,12 +224,17 @@ class GradualPruning(CompressionCallback):
                 )
                 + "; leave regrow= out."
             )
-        if not 0.0 < self.drop_fraction < 1.0:
+        if not isinstance(self.drop_fraction, (int, float)) or not 0.0 < self.drop_fraction < 1.0:
             raise ConfigurationError(f"drop_fraction={self.drop_fraction!r}: must lie in (0, 1), 0.3 say.")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise ConfigurationError(f"seed={self.seed!r}: must be an int.")
+        for argument, patterns in {"include": self.include, "exclude": self.exclude}.items():
+            as_patterns([] if patterns is None else patterns, argument)
 
     def _select(self, model: nn.Module) -> list[Target]:
-        include = list(self.sparsity) if self.include is None and isinstance(self.sparsity, Mapping) else self.include
-        return select(model, include=include, exclude=self.exclude)
+        if self.include is None and isinstance(self.sparsity, Mapping):
+            return select(model, include=list(self.sparsity), exclude=self.exclude, argument="sparsity")
+        return select(model, include=self.include, exclude=self.exclude)
 
     def _fitting(self, chosen: list[Target]) -> list[Target]:
         sharded = [target.name for target in chosen if is_sharded(target.parameter)]
@@ -255,7 +260,8 @@ class GradualPruning(CompressionCallback):
         if zeros > math.ceil(pool.final * size):
             raise ConfigurationError(
                 f"initial_sparsity='current': {self.targets[pool.members[0]].name} and what shares its threshold are "
-                f"{zeros / size:.4f} sparse already; ask for sparsity={zeros / size:.2f} or more."
+                f"{zeros / size:.4f} sparse already, above the final {pool.final:g}; ask for "
+                f"sparsity={math.ceil(1e4 * zeros / size) / 1e4:g} or more."
             )
         return zeros / size
 

@@ -36,9 +36,10 @@ def check_order(callbacks: Sequence[Any]) -> None:
         ConfigurationError: names the two that stand the wrong way round, or one that is listed twice.
     """
     staged = [(stage, callback) for callback in callbacks if (stage := _stage(callback)) is not None]
+    twice = [callback for place, (_, callback) in enumerate(staged) if any(callback is c for _, c in staged[:place])]
+    if twice:
+        raise ConfigurationError(f"{_name(twice[0])} stands twice in Trainer(callbacks=[...]); list it once.")
     for (earlier, first), (later, second) in pairwise(staged):
-        if first is second:
-            raise ConfigurationError(f"{_name(first)} stands twice in Trainer(callbacks=[...]); list it once.")
         if earlier > later:
             ordered = [_name(callback) for _, callback in sorted(staged, key=lambda pair: pair[0])]
             raise ConfigurationError(

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
-from lightning_compress.core.errors import TargetError
+from lightning_compress.core.errors import ConfigurationError, TargetError
 
 Patterns = str | Sequence[str]
 
@@ -49,20 +49,22 @@ class Target:
         return (1, 0) if isinstance(self.module, _TRANSPOSED) or _is_transformers_conv1d(self.module) else (0, 1)
 
 
-def select(model: nn.Module, *, include: Patterns | None = None, exclude: Patterns | None = None) -> list[Target]:
+def select(
+    model: nn.Module, *, include: Patterns | None = None, exclude: Patterns | None = None, argument: str = "include"
+) -> list[Target]:
     """Choose the parameters of ``model`` that a method works on, each tied parameter once.
 
     Without ``include``: the trainable weights of linear, convolutional and attention layers, less the last of
     them (the classifier or language-model head) and less every weight tied to an embedding. A pattern in
-    ``include`` reaches every matrix or larger parameter, embeddings and classifiers too; biases and norms only
-    if it spells the parameter's or the module's own name (``"*.bias"``, ``"*.LayerNorm.weight"``).
+    ``include`` reaches every matrix or larger parameter, embeddings and classifiers too; a bias only if it spells
+    ``bias``, the weight of a norm only if it spells the norm's own name (``"*.LayerNorm.weight"``).
 
     Args:
         model: any module.
         include: a pattern or several: globs over parameter names (``"*.attention.*"``) or, after ``re:``, a
-            regular expression that must match the whole name. A pattern that equals a module's name takes its
-            parameters.
+            regular expression that must match the whole name. A glob that matches a module takes all below it.
         exclude: the same, taken away again.
+        argument: what messages call ``include``.
 
     Returns:
         The chosen parameters in the model's order.
@@ -78,7 +80,7 @@ def select(model: nn.Module, *, include: Patterns | None = None, exclude: Patter
         ['0.weight', '2.weight']
     """
     everything = list(_parameters(model))
-    chosen = _defaults(model, everything) if include is None else _matching(everything, include, "include", model)
+    chosen = _defaults(model, everything) if include is None else _matching(everything, include, argument, model)
     if exclude is not None:
         left_out = {id(target.parameter) for target in _matching(everything, exclude, "exclude", model)}
         chosen = [target for target in chosen if id(target.parameter) not in left_out]
@@ -116,8 +118,11 @@ def _parameters(model: nn.Module) -> Iterator[Target]:
 def _is_layer_weight(target: Target) -> bool:
     if isinstance(target.module, nn.MultiheadAttention):
         return target.attribute in _ATTENTION_WEIGHTS
-    is_layer = isinstance(target.module, _LAYERS) or _is_transformers_conv1d(target.module)
-    return is_layer and target.attribute == "weight"
+    return _is_layer(target.module) and target.attribute == "weight"
+
+
+def _is_layer(module: nn.Module) -> bool:
+    return isinstance(module, _LAYERS) or _is_transformers_conv1d(module)
 
 
 def _is_transformers_conv1d(module: nn.Module) -> bool:
@@ -131,14 +136,19 @@ def _defaults(model: nn.Module, everything: Sequence[Target]) -> list[Target]:
     embeddings = {
         id(weight) for module in model.modules() if isinstance(module, nn.Embedding) for weight in [module.weight]
     }
-    layers = [target for target in everything if _is_layer_weight(target) and target.parameter.requires_grad]
     # The head stands last in every Hugging Face model and, by custom, in hand-written ones.
-    return [target for target in layers[:-1] if id(target.parameter) not in embeddings]
+    head = [module for module in model.modules() if _is_layer(module)][-1:]
+    left_alone = embeddings | {id(weight) for module in head for weight in module.parameters(recurse=False)}
+    return [
+        target
+        for target in everything
+        if _is_layer_weight(target) and target.parameter.requires_grad and id(target.parameter) not in left_alone
+    ]
 
 
 def _matching(everything: Sequence[Target], patterns: Patterns, argument: str, model: nn.Module) -> list[Target]:
     chosen: dict[int, Target] = {}
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+    for pattern in as_patterns(patterns, argument):
         matches = _matcher(pattern, argument)
         found = [
             target
@@ -155,9 +165,23 @@ def _matching(everything: Sequence[Target], patterns: Patterns, argument: str, m
     return [target for target in everything if id(target) in chosen]
 
 
+def as_patterns(patterns: Patterns, argument: str) -> list[str]:
+    """One pattern or several as a list.
+
+    Raises:
+        ConfigurationError: something else was given.
+    """
+    listed = [patterns] if isinstance(patterns, str) else patterns
+    if not isinstance(listed, Sequence) or not all(isinstance(pattern, str) for pattern in listed):
+        raise ConfigurationError(
+            f"{argument}={patterns!r} is no pattern, nor a list of them; write {argument}='*.attention.*'."
+        )
+    return list(listed)
+
+
 def _matcher(pattern: str, argument: str) -> Callable[[str], bool]:
     if not pattern.startswith("re:"):
-        return lambda name: fnmatchcase(name, pattern) or fnmatchcase(name.rpartition(".")[0], pattern)
+        return lambda name: any(fnmatchcase(path, pattern) for path in _with_parents(name))
     try:
         compiled = re.compile(pattern.removeprefix("re:"))
     except re.error as error:
@@ -165,9 +189,15 @@ def _matcher(pattern: str, argument: str) -> Callable[[str], bool]:
     return lambda name: compiled.fullmatch(name) is not None
 
 
+def _with_parents(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
+
+
 def _spells(pattern: str, name: str) -> bool:
+    words = re.findall(r"\w+", pattern)
     *_, module, attribute = ["", *name.split(".")]
-    return module in pattern if attribute == "weight" and module else attribute in pattern
+    return module in words if attribute == "weight" and module else attribute in words
 
 
 def _unmatched(pattern: str, argument: str, everything: Sequence[Target], model: nn.Module) -> str:

@@ -4,40 +4,23 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, Literal, cast, get_args
 
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 import transformers
-from lightning_utilities.core.rank_zero import rank_zero_warn
+from pytorch_lightning.utilities import rank_zero_warn
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, MeanSquaredError, Metric, PearsonCorrCoef
-from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassMatthewsCorrCoef
-from torchmetrics.text import Perplexity
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.models.auto import modeling_auto as auto
+from torchmetrics import Metric
+from transformers import PreTrainedModel
 
 from lightning_compress.core.errors import ConfigurationError
+from lightning_compress.modules.heads import IGNORED, Task, build, recipe, require
+from lightning_compress.modules.metrics import metrics_for
 
-Task = Literal["classification", "masked-lm", "causal-lm", "seq2seq"]
 Schedule = Literal["linear", "cosine", "constant"]
-
-IGNORED = -100  # the label that every Hugging Face loss leaves out
-
-# For each task the class that loads a model, and which model class it makes of which configuration.
-_HEADS: dict[Task, tuple[Any, Any]] = {
-    "classification": (
-        auto.AutoModelForSequenceClassification,
-        auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-    ),
-    "masked-lm": (auto.AutoModelForMaskedLM, auto.MODEL_FOR_MASKED_LM_MAPPING),
-    "causal-lm": (auto.AutoModelForCausalLM, auto.MODEL_FOR_CAUSAL_LM_MAPPING),
-    "seq2seq": (auto.AutoModelForSeq2SeqLM, auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING),
-}
 
 
 class TransformerModule(pl.LightningModule):
@@ -91,24 +74,24 @@ class TransformerModule(pl.LightningModule):
         schedule: Schedule = "linear",
     ) -> None:
         super().__init__()
-        _require("task", task, f"one of {get_args(Task)}", holds=task in get_args(Task))
-        _require("schedule", schedule, f"one of {get_args(Schedule)}", holds=schedule in get_args(Schedule))
-        _require("learning_rate", learning_rate, "a number above 0", holds=0 < learning_rate < math.inf)
-        _require("weight_decay", weight_decay, "a number from 0", holds=0 <= weight_decay < math.inf)
+        require("task", task, f"one of {get_args(Task)}", holds=task in get_args(Task))
+        require("schedule", schedule, f"one of {get_args(Schedule)}", holds=schedule in get_args(Schedule))
+        require("learning_rate", learning_rate, "a number above 0", holds=0 < learning_rate < math.inf)
+        require("weight_decay", weight_decay, "a number from 0", holds=0 <= weight_decay < math.inf)
         is_share = isinstance(warmup, float) and 0 <= warmup <= 1
         is_steps = isinstance(warmup, int) and not isinstance(warmup, bool) and warmup >= 0
         ranges = "steps (warmup=100, an int) or a share of the run (warmup=0.1, a float from 0 to 1)"
-        _require("warmup", warmup, ranges, holds=is_share or is_steps)
+        require("warmup", warmup, ranges, holds=is_share or is_steps)
         self.task: Task = task
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.warmup = warmup
         self.schedule: Schedule = schedule
-        self.model = _build(model, task, num_labels)
+        self.model = build(model, task, num_labels)
         self._metrics = nn.ModuleDict()
         self.save_hyperparameters(ignore=["model"])
         # The configuration as it is now: what slicing changes later is replayed from the manifest.
-        self.save_hyperparameters({"model": _recipe(self.model, task)})
+        self.save_hyperparameters({"model": recipe(self.model, task)})
 
     def forward(self, **batch: Any) -> Any:
         """The model's own output, with ``loss`` if the batch has ``labels``."""
@@ -193,7 +176,7 @@ class TransformerModule(pl.LightningModule):
         counted = loss.where(weight > 0, 0.0)
         key = f"{stage}_{dataloader_idx}"
         if key not in self._metrics:
-            self._metrics[key] = _metrics(self.task, cast("int", self.model.config.num_labels)).to(self.device)
+            self._metrics[key] = metrics_for(self.task, cast("int", self.model.config.num_labels)).to(self.device)
         for name, metric in cast("dict[str, Metric]", self._metrics[key]).items():
             metric.update(*(counted, weight) if name == "loss" else (predicted, target))
             attribute = f"_metrics.{key}.{name}"
@@ -210,129 +193,7 @@ class TransformerModule(pl.LightningModule):
         return logits, labels
 
 
-def collate_for(
-    task: Task, tokenizer: PreTrainedTokenizerBase, *, mlm_probability: float = 0.15
-) -> Callable[[list[dict[str, Any]]], Mapping[str, Any]]:
-    """The ``collate_fn`` of a ``DataLoader``: pads each batch to its longest example and makes the labels.
-
-    Classification takes features with ``label`` or ``labels``, seq2seq with ``labels``; masked-lm hides
-    tokens and asks for them; causal-lm asks for every token, unless the features bring ``labels``.
-
-    Args:
-        task: the task of the module.
-        tokenizer: the model's, with a pad token (and a mask token for masked-lm).
-        mlm_probability: share of the tokens that masked-lm asks for, in (0, 1].
-
-    Returns:
-        A function from a list of features to tensors of shape ``[batch, tokens]``; padded labels are -100.
-
-    Raises:
-        ConfigurationError: for an unknown task, a share out of range, or a token that the tokenizer lacks.
-
-    Example:
-        >>> from tokenizers import Tokenizer, models
-        >>> vocabulary = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1}, unk_token="[UNK]"))
-        >>> tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=vocabulary, pad_token="[PAD]")
-        >>> batch = collate_for("causal-lm", tokenizer)([{"input_ids": [5, 6, 7]}, {"input_ids": [8]}])
-        >>> batch["labels"].tolist()
-        [[5, 6, 7], [8, -100, -100]]
-    """
-    _require("task", task, f"one of {get_args(Task)}", holds=task in get_args(Task))
-    _require("mlm_probability", mlm_probability, "a share in (0, 1]", holds=0 < mlm_probability <= 1)
-    kind = type(tokenizer).__name__
-    pad, mask = tokenizer.pad_token is not None, task != "masked-lm" or tokenizer.mask_token is not None
-    _require("tokenizer", kind, "a pad token; try tokenizer.pad_token = tokenizer.eos_token", holds=pad)
-    _require("tokenizer", kind, "a mask token; set tokenizer.mask_token or task='causal-lm'", holds=mask)
-    if task == "classification":
-        return transformers.DataCollatorWithPadding(tokenizer)
-    if task == "masked-lm":
-        return transformers.DataCollatorForLanguageModeling(tokenizer, mlm_probability=mlm_probability)
-    padding = transformers.DataCollatorForSeq2Seq(tokenizer)
-    return padding if task == "seq2seq" else _CausalCollate(padding)
-
-
-@dataclass(frozen=True)
-class _CausalCollate:
-    """Labels by attention mask: by pad token, as in transformers, an eos that also pads goes unlearned."""
-
-    padding: transformers.DataCollatorForSeq2Seq
-
-    def __call__(self, features: list[dict[str, Any]]) -> Mapping[str, Any]:
-        batch = self.padding(features)
-        if batch["labels"] is None:
-            batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
-        return cast("Mapping[str, Any]", batch)
-
-
-class _TokenPerplexity(Perplexity):
-    """Perplexity in log space: the parent's is infinite once the probability of one token underflows."""
-
-    def update(self, preds: Tensor, target: Tensor) -> None:
-        losses = F.cross_entropy(preds.flatten(0, 1), target.flatten(), ignore_index=IGNORED, reduction="sum")
-        self.total_log_probs += losses
-        self.count += target.ne(IGNORED).sum()
-
-
-def _metrics(task: Task, num_labels: int) -> nn.ModuleDict:
-    # The loss too: `self.log(loss, batch_size=...)` rounds the mean count down across processes.
-    # A nan stays one: by default torchmetrics drops it, and under "disable" it drops the weights instead.
-    metrics: dict[str, Metric] = {"loss": MeanMetric(nan_strategy=math.nan)}
-    if task != "classification":
-        metrics["perplexity"] = _TokenPerplexity()
-    elif num_labels == 1:
-        metrics |= {"mse": MeanSquaredError(), "pearson": PearsonCorrCoef()}
-    else:
-        metrics["accuracy"] = MulticlassAccuracy(num_labels, average="micro")
-        metrics["macro_f1"] = MulticlassF1Score(num_labels, average="macro")
-        metrics["mcc"] = MulticlassMatthewsCorrCoef(num_labels)
-    return nn.ModuleDict(metrics)
-
-
-def _build(source: Any, task: Task, num_labels: int | None) -> PreTrainedModel:
-    _require("num_labels", num_labels, "None or a number from 1", holds=num_labels is None or num_labels >= 1)
-    labels: dict[str, Any] = {} if num_labels is None else {"num_labels": num_labels}
-    loader, _ = _HEADS[task]
-    if isinstance(source, PreTrainedModel):
-        model = source
-    elif isinstance(source, Mapping):
-        known = source.get("model_type") in transformers.CONFIG_MAPPING
-        hint = "a known 'model_type'; if a checkpoint says so, call load_from_checkpoint(path, model=...)"
-        _require("model", source, hint, holds=known)
-        model = loader.from_config(transformers.AutoConfig.for_model(**{**source, **labels}))
-    else:
-        hint = "a name, folder, configuration or PreTrainedModel; wrap others in your own LightningModule"
-        _require("model", type(source).__name__, hint, holds=isinstance(source, str | os.PathLike))
-        model = loader.from_pretrained(os.fspath(source), dtype=torch.float32, **labels)
-    _check_head(model, task, num_labels)
-    return model if any(module.training for module in model.modules()) else model.train()
-
-
-def _check_head(model: PreTrainedModel, task: Task, num_labels: int | None) -> None:
-    tasks = _tasks_of(model)
-    _require("task", task, f"{tasks} for {type(model).__name__}", holds=not tasks or task in tasks)
-    own = model.config.num_labels if task == "classification" else None
-    _require("num_labels", num_labels, f"None or {own} for this head", holds=num_labels in (None, own))
-    problem = model.config.problem_type if task == "classification" else None
-    _require("problem_type", problem, "one label an example", holds=problem != "multi_label_classification")
-
-
-def _tasks_of(model: PreTrainedModel) -> list[Task]:
-    return [task for task, (_, heads) in _HEADS.items() if heads.get(type(model.config), None) is type(model)]
-
-
-def _recipe(model: PreTrainedModel, task: Task) -> dict[str, Any]:
-    """What a checkpoint needs to build this model again, without weights."""
-    if task in _tasks_of(model):
-        return model.config.to_diff_dict()
-    return {"class": f"{type(model).__module__}.{type(model).__qualname__}"}
-
-
 def _loss_of(output: Any) -> Tensor:
     if output.loss is None:
         raise ConfigurationError("The model gave no loss: the batch needs 'labels', and the model a task head.")
     return cast("Tensor", output.loss)
-
-
-def _require(name: str, value: object, expected: str, *, holds: bool) -> None:
-    if not holds:
-        raise ConfigurationError(f"{name}={value!r}: expected {expected}.")

@@ -115,7 +115,7 @@ def find_criterion(criterion: str | Criterion) -> Criterion:
     """
     if callable(criterion):
         return criterion
-    if criterion not in CRITERIA:
+    if not isinstance(criterion, str) or criterion not in CRITERIA:
         raise ConfigurationError(
             f"criterion={criterion!r} is none of {', '.join(CRITERIA)}, nor a function (weight, statistics) -> scores."
         )

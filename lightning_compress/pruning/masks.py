@@ -88,7 +88,7 @@ def mask_from_zeros(parameter: Tensor, unpruned: Tensor | None = None) -> Tensor
         >>> mask_from_zeros(torch.tensor([0.0, 3.0, 0.0]), torch.tensor([2]))
         tensor([False,  True,  True])
     """
-    mask = parameter.detach() != 0
+    mask = (parameter.detach() != 0).contiguous()
     if unpruned is not None:
         mask.view(-1)[unpruned.to(mask.device)] = True
     return mask

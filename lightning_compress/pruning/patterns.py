@@ -68,7 +68,8 @@ def parse_pattern(text: str) -> Pattern:
     """
     if text == UNSTRUCTURED.name:
         return UNSTRUCTURED
-    n_of_m = re.fullmatch(r"(\d+):(\d+)", text)
+    written = text if isinstance(text, str) else ""  # YAML reads an unquoted 2:4 as the number 124
+    n_of_m = re.fullmatch(r"(\d+):(\d+)", written)
     if n_of_m:
         n, m = map(int, n_of_m.groups())
         if 0 < n < m:
@@ -76,11 +77,13 @@ def parse_pattern(text: str) -> Pattern:
         raise ConfigurationError(
             f"pattern={text!r} keeps {n} of every {m} weights; N must lie in [1, M), for example '2:4'."
         )
-    block = re.fullmatch(r"(\d+)x(\d+)", text)
+    block = re.fullmatch(r"(\d+)x(\d+)", written)
     if block and min(map(int, block.groups())) > 0:
         rows, columns = map(int, block.groups())
         return Pattern(text, outputs=rows, inputs=columns)
-    raise ConfigurationError(f"pattern={text!r} is not 'unstructured', 'N:M' like '2:4', or 'RxC' like '4x1'.")
+    raise ConfigurationError(
+        f"pattern={text!r} is not 'unstructured', 'N:M' like '2:4', or 'RxC' like '4x1' (in YAML with the quotes)."
+    )
 
 
 def group(tensor: Tensor, pattern: Pattern, dims: tuple[int, int]) -> Tensor:
@@ -125,7 +128,9 @@ def unit_scores(scores: Tensor, pattern: Pattern, dims: tuple[int, int]) -> Tens
     units = group(scores, pattern, dims)
     if pattern.kept_in_unit:
         units = units.sort(dim=-1).values[..., : pattern.members - pattern.kept_in_unit]
-    return units.sum(-1)
+    # Weights that are pruned already (minus infinity) cost nothing; a unit of nothing else must go first again.
+    pruned = units.isneginf()
+    return units.masked_fill(pruned, 0.0).sum(-1).masked_fill(pruned.all(-1), -torch.inf)
 
 
 def expand(kept: Tensor, scores: Tensor, pattern: Pattern, dims: tuple[int, int]) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_compress.core import CheckpointError, Target
+from lightning_compress.core import CheckpointError, CompressionError, Target
 from lightning_compress.pruning import soft_movement
 from lightning_compress.pruning.criteria import Criterion, find_criterion, statistics_of
 from lightning_compress.pruning.masks import (
@@ -149,7 +149,7 @@ class Pruner:
         """Take the weights' zeros for pruned, but for the flat indices in ``unpruned``, by parameter name."""
         unpruned = unpruned or {}
         self.masks = [
-            mask_from_zeros(target.parameter, unpruned.get(target.name)).to(target.parameter.dtype)
+            _laid_out(mask_from_zeros(target.parameter, unpruned.get(target.name)), target.parameter)
             for target in self.targets
         ]
 
@@ -220,7 +220,13 @@ class Pruner:
         return [mask & self.masks[index].bool() for mask, index in zip(chosen, members, strict=True)]
 
     def _score(self, index: int) -> Tensor:
-        scores = self._criterion(self.targets[index].parameter.detach(), self.statistics.of(index)).float()
+        target = self.targets[index]
+        scores = self._criterion(target.parameter.detach(), self.statistics.of(index)).float()
+        if scores.shape != target.parameter.shape:
+            raise CompressionError(
+                f"the criterion gave scores of shape {list(scores.shape)} for {target.name} of shape "
+                f"{list(target.parameter.shape)}; it must give one for each weight."
+            )
         if self._held is not None or self.masks is None:
             return scores
         return without_pruned(scores, self.masks[index])
@@ -241,7 +247,7 @@ class Pruner:
             self._held = [self._dense_weight(index) for index in range(len(self.targets))]
             for parameter, held in zip(self.parameters, self._held, strict=True):
                 parameter.detach().copy_(held)
-        self.masks = [mask.to(target.parameter.dtype) for target, mask in zip(self.targets, masks, strict=True)]
+        self.masks = [_laid_out(mask, parameter) for mask, parameter in zip(masks, self.parameters, strict=True)]
         self.enforce()
 
     def _dense_weight(self, index: int) -> Tensor:
@@ -254,3 +260,8 @@ class Pruner:
     def _gradient(self, index: int) -> Tensor:
         gradient = self.targets[index].parameter.grad
         return torch.zeros_like(self.targets[index].parameter) if gradient is None else gradient.detach()
+
+
+def _laid_out(mask: Tensor, parameter: Tensor) -> Tensor:
+    """Ones and zeros of the parameter's type and strides, as the fused multiplication wants them."""
+    return torch.empty_like(parameter).copy_(mask)

@@ -74,4 +74,4 @@ SCHEDULES: dict[str, Callable[..., float]] = {
 
 def _between(initial: float, final: float, left: float) -> float:
     # Written so that both end points are exact in floating point.
-    return initial * left + final * (1.0 - left)
+    return final if initial == final else initial * left + final * (1.0 - left)

@@ -39,9 +39,10 @@ def drop_smallest(scores: Sequence[Tensor], count: int) -> list[Tensor]:
     threshold, ties, all_ties_drop = _threshold(scores, count)
     kept = []
     for tensor in scores:
-        mask = tensor > threshold
+        values = tensor.float()
+        mask = (values > threshold).contiguous()
         if not all_ties_drop:
-            at_threshold = (tensor == threshold).flatten().nonzero().flatten()
+            at_threshold = (values == threshold).flatten().nonzero().flatten()
             mask.view(-1)[at_threshold[ties:]] = True
             ties -= min(ties, len(at_threshold))
         kept.append(mask)
@@ -49,14 +50,14 @@ def drop_smallest(scores: Sequence[Tensor], count: int) -> list[Tensor]:
 
 
 def smallest_kept(scores: Sequence[Tensor], count: int) -> float:
-    """The value up to which the ``count`` smallest scores reach; arguments as in :func:`drop_smallest`."""
+    """The smallest score that :func:`drop_smallest` keeps of these, or NaN if it keeps none."""
     return _threshold(scores, count)[0]
 
 
 def _threshold(scores: Sequence[Tensor], count: int) -> tuple[float, int, bool]:
-    """The largest score that is dropped, how many equal to it are, and whether those are all that equal it."""
+    """The score below which all drop, how many that equal it drop too, and whether those are all that equal it."""
     upper = _total([torch.bincount(_upper(tensor), minlength=_BINS) for tensor in scores])
-    _refuse_nan(upper)
+    _refuse_nan(upper, scores)
     upper_bin, still_to_drop = _bin_of(upper, count)
     lower = _total([torch.bincount(_lower(tensor, upper_bin), minlength=_BINS) for tensor in scores])
     lower_bin, ties = _bin_of(lower, still_to_drop)
@@ -95,9 +96,11 @@ def _lower(tensor: Tensor, upper_bin: int) -> Tensor:
     return keys[(keys >> _HALF) + _BINS // 2 == upper_bin] & _LOW_HALF
 
 
-def _refuse_nan(upper: Tensor) -> None:
+def _refuse_nan(upper: Tensor, scores: Sequence[Tensor]) -> None:
     infinity = int(torch.tensor(float("inf")).view(torch.int32)) >> _HALF
-    if upper[_BINS // 2 + infinity + 1 :].any() or upper[: _BINS // 2 - infinity].any():
+    # Beyond both infinities lie only NaNs; the bin of the positive one may hold some.
+    suspicious = upper[_BINS // 2 + infinity :].any() or upper[: _BINS // 2 - infinity].any()
+    if suspicious and any(tensor.isnan().any() for tensor in scores):
         raise CompressionError(
             "a pruning score is NaN: weights, gradients or activations stopped being numbers; look for the "
             "step at which the loss did (Trainer(detect_anomaly=True) finds it)."

@@ -1,7 +1,7 @@
 """Soft movement pruning: a fixed threshold on the scores, and a regularizer that pushes scores below it.
 
 Sanh et al. 2020 (arXiv 2005.07683), section 4: weights whose score ``S`` fulfils ``sigmoid(S) > threshold``
-stay, and the loss carries ``strength * mean(sigmoid(S))``. That term depends on the scores alone, so its
+stay, and the loss carries ``strength * sum(sigmoid(S))``. That term depends on the scores alone, so its
 gradient is added to their update directly. The paper leaves the reached sparsity to the choice of the
 strength; here the strength is set anew at each update so that the sparsity follows the schedule.
 """
@@ -17,20 +17,20 @@ from torch import Tensor
 from lightning_compress.pruning.selection import smallest_kept
 
 THRESHOLD = 0.1
+_FLAT = 30.0
 _CUT = math.log(THRESHOLD / (1.0 - THRESHOLD))
 
 
 @torch.no_grad()
 def regularize_(scores: Tensor, strength: float) -> None:
-    """Take one gradient step of ``strength * sum(sigmoid(scores))``, in place."""
+    """Take one gradient step on :func:`penalty`, in place."""
     gate = torch.sigmoid(scores)
     scores.addcmul_(gate, 1.0 - gate, value=-strength)
 
 
 def penalty(scores: Sequence[Tensor], strength: float) -> float:
-    """The regularizer's value, ``strength * mean(sigmoid(S))``, for the log."""
-    total = sum(float(torch.sigmoid(score).sum()) for score in scores)
-    return strength * total / sum(score.numel() for score in scores)
+    """The regularizer's value, ``strength * sum(sigmoid(S))``."""
+    return strength * sum(float(torch.sigmoid(score).sum()) for score in scores)
 
 
 def strength_for(scores: Sequence[Tensor], *, sparsity: float, steps: float) -> float:
@@ -44,10 +44,11 @@ def strength_for(scores: Sequence[Tensor], *, sparsity: float, steps: float) -> 
     Returns:
         A factor for :func:`regularize_`, never negative.
     """
-    count = round(sparsity * sum(score.numel() for score in scores))
-    quantile = smallest_kept(scores, count)
-    gate = 1.0 / (1.0 + math.exp(-quantile))
-    return max(0.0, (quantile - _CUT) / (steps * gate * (1.0 - gate)))
+    size = sum(score.numel() for score in scores)
+    quantile = smallest_kept(scores, min(size - 1, round(sparsity * size)))
+    # The slope of the sigmoid there; far out it vanishes, and no strength would move the scores.
+    decay = math.exp(-min(abs(quantile), _FLAT))
+    return max(0.0, (quantile - _CUT) * (1.0 + decay) ** 2 / (steps * decay))
 
 
 def share_below(scores: Sequence[Tensor]) -> float:

@@ -200,6 +200,15 @@ class _Reader(Mapping[str, Tensor]):
         return len(self._names)
 
 
+_ATTENTION_INPUTS = ("query", "key", "value")
+_READ_BY = {
+    "in_proj_weight": _ATTENTION_INPUTS,
+    "q_proj_weight": ("query",),
+    "k_proj_weight": ("key",),
+    "v_proj_weight": ("value",),
+}
+
+
 class _InputHook:
     """Keeps a running mean square of a module's inputs, one value an input feature."""
 
@@ -212,28 +221,24 @@ class _InputHook:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not module.training:
             return
-        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        square = torch.cat([_mean_square(tensor, module) for tensor in self._read_by_weight(tensors)])
+        square = torch.cat([_mean_square(tensor, module) for tensor in self._read_by_weight(args, kwargs)])
         if self._index in self._squares:
             _mean(self._squares[self._index], square)
         else:
             self._squares[self._index] = square
 
-    def _read_by_weight(self, tensors: list[Tensor]) -> list[Tensor]:
+    def _read_by_weight(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
         if not isinstance(self._target.module, nn.MultiheadAttention):
-            return tensors[:1]
-        order = {"in_proj_weight": (0, 1, 2), "q_proj_weight": (0,), "k_proj_weight": (1,), "v_proj_weight": (2,)}
-        return [tensors[position] for position in order[self._target.attribute]]
+            return [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)][:1]
+        given = dict(zip(_ATTENTION_INPUTS, args, strict=False)) | kwargs
+        return [given[name] for name in _READ_BY[self._target.attribute]]
 
 
 def _mean_square(tensor: Tensor, module: nn.Module) -> Tensor:
-    features = _feature_dim(tensor, module)
-    return tensor.detach().float().square().mean([dim for dim in range(tensor.dim()) if dim != features])
-
-
-def _feature_dim(tensor: Tensor, module: nn.Module) -> int:
     spatial = len(getattr(module, "kernel_size", ()))  # zero for everything but convolutions
-    return tensor.dim() - 1 - spatial
+    # Features last, whatever else there is flattened before them.
+    rows = tensor.detach().float().movedim(tensor.dim() - 1 - spatial, -1)
+    return rows.reshape(-1, rows.shape[-1]).square().mean(0)
 
 
 def _beside_weight(norm: Tensor, target: Target) -> Tensor:

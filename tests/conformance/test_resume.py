@@ -90,7 +90,7 @@ def test_changed_length_warns_and_keeps_the_window(case, tmp_path):
     path = run_until(4, tmp_path, Tiny(), case.make(**window))
     callback = case.make(**window)
     updates = record_updates(callback)
-    with pytest.warns(UserWarning, match="goes on with the window of the checkpoint, steps 2 to 8 of 16"):
+    with pytest.warns(UserWarning, match="steps 2 to 8 of 16, though the run now has 24"):
         run = run_to_the_end(Tiny(), callback, ckpt_path=path, max_epochs=3)
     assert run.global_step == 24
     assert updates == [5, 8]
@@ -111,7 +111,6 @@ def test_resumed_from_a_checkpoint_without_this_callback(case, tmp_path):
     updates = record_updates(callback)
     run = run_to_the_end(Tiny(), callback, ckpt_path=path)
     assert updates == [2, 5, 8]
-    assert callback.step == 16
     assert case.holds(run.lightning_module)
 
 

@@ -13,23 +13,23 @@ from torch.utils.data import DataLoader, IterableDataset
 from tests.conformance.tiny import UPDATES, WINDOW, Tiny, adam_steps, data, fit, loader, record_updates
 
 
-def check_run(case, callback, updates, run, steps):
+def check_run(case, updates, run, steps):
     assert updates == UPDATES
-    assert callback.step == adam_steps(run) == steps
+    assert adam_steps(run) == steps
     assert case.holds(run.lightning_module)
 
 
 def test_one_batch_a_step(case):
     callback = case.make(**WINDOW)
     updates = record_updates(callback)
-    check_run(case, callback, updates, fit(Tiny(), callback), steps=16)
+    check_run(case, updates, fit(Tiny(), callback), steps=16)
 
 
 def test_accumulation_with_a_partial_last_step(case):
     callback = case.make(**WINDOW)
     updates = record_updates(callback)
     run = fit(Tiny(), callback, batches=loader(28), accumulate_grad_batches=3, max_epochs=3)
-    check_run(case, callback, updates, run, steps=9)  # 7 batches an epoch: two full steps and one of a single batch
+    check_run(case, updates, run, steps=9)  # 7 batches an epoch: two full steps and one of a single batch
 
 
 @pytest.mark.parametrize("window", [WINDOW, {"start": 0.1, "end": 0.5, "every": 0.125}])
@@ -38,7 +38,7 @@ def test_accumulation_that_changes(case, window):
     updates = record_updates(callback)
     schedule = GradientAccumulationScheduler({0: 1, 1: 4})
     run = fit(Tiny(), callback, schedule, max_epochs=3)
-    assert callback.step == adam_steps(run) == 8 + 2 + 2
+    assert adam_steps(run) == 8 + 2 + 2
     # Shares are of the 24 batches: 0.1 lies within the third, 0.5 at the end of the twelfth.
     assert updates == (UPDATES if window is WINDOW else [3, 6, 9])
     assert case.holds(run.lightning_module)
@@ -47,7 +47,7 @@ def test_accumulation_that_changes(case, window):
 def test_shares_of_the_run(case):
     callback = case.make(start=0.125, end=0.5, every=0.1875)
     updates = record_updates(callback)
-    check_run(case, callback, updates, fit(Tiny(), callback), steps=16)
+    check_run(case, updates, fit(Tiny(), callback), steps=16)
 
 
 class Manual(Tiny):
@@ -66,7 +66,7 @@ class Manual(Tiny):
 def test_manual_optimization(case, window):
     callback = case.make(**window)
     updates = record_updates(callback)
-    check_run(case, callback, updates, fit(Manual(), callback), steps=16)
+    check_run(case, updates, fit(Manual(), callback), steps=16)
 
 
 class Adversarial(pl.LightningModule):
@@ -98,7 +98,7 @@ def test_several_optimizers_of_which_one_owns_the_targets(case):
     updates = record_updates(callback, names[0])
     run = fit(Adversarial(), callback, max_epochs=3)
     assert updates == UPDATES
-    assert callback.step == adam_steps(run, names[0]) == 12
+    assert adam_steps(run, names[0]) == 12
     assert adam_steps(run, "discriminator.body.0.weight") > 12
     assert case.holds(run.lightning_module, names)
     assert case.untouched(run.lightning_module.discriminator)
@@ -125,7 +125,7 @@ def test_several_optimizers_that_share_the_targets(case):
     updates = record_updates(callback, "body.3.weight")
     run = fit(Split(), callback)
     assert updates == UPDATES
-    assert callback.step == 16
+    assert adam_steps(run, "body.3.weight") == 16
     assert adam_steps(run, "body.0.weight") == 8
     assert case.holds(run.lightning_module)
 
@@ -143,14 +143,14 @@ def test_steps_that_the_scaler_skips(case, fused):
     precision = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=64.0))
     run = fit(Overflowing(fused=fused), callback, plugins=[precision])
     assert precision.scaler.get_scale() == 64.0 / 2**4  # the scaler saw all four
-    check_run(case, callback, updates, run, steps=12)
+    check_run(case, updates, run, steps=12)
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
 def test_precision(case, precision):
     callback = case.make(**WINDOW)
     updates = record_updates(callback)
-    check_run(case, callback, updates, fit(Tiny(), callback, precision=precision), steps=16)
+    check_run(case, updates, fit(Tiny(), callback, precision=precision), steps=16)
 
 
 class Hesitant(Tiny):
@@ -162,13 +162,13 @@ class Hesitant(Tiny):
 def test_batches_without_a_loss_are_no_steps(case):
     callback = case.make(**WINDOW)
     updates = record_updates(callback)
-    check_run(case, callback, updates, fit(Hesitant(), callback, max_epochs=3), steps=15)
+    check_run(case, updates, fit(Hesitant(), callback, max_epochs=3), steps=15)
 
 
 def test_gradient_clipping(case):
     callback = case.make(**WINDOW)
     updates = record_updates(callback)
-    check_run(case, callback, updates, fit(Tiny(), callback, gradient_clip_val=0.1), steps=16)
+    check_run(case, updates, fit(Tiny(), callback, gradient_clip_val=0.1), steps=16)
 
 
 def test_time_limit_with_a_window_in_shares(case, monkeypatch):
@@ -184,7 +184,7 @@ def test_time_limit_with_a_window_in_shares(case, monkeypatch):
     updates = record_updates(callback)
     run = fit(Timed(), callback, max_epochs=-1, max_time=timedelta(seconds=6))
     assert updates == [3, 6, 9]
-    assert callback.step == adam_steps(run) == 12
+    assert adam_steps(run) == 12
     assert case.holds(run.lightning_module)
 
 
@@ -197,19 +197,19 @@ def test_iterable_dataset_and_max_steps(case):
     callback = case.make(start=0.2, end=0.8, every=0.3)
     updates = record_updates(callback)
     run = fit(Tiny(), callback, batches=DataLoader(Stream(), batch_size=4), max_epochs=-1, max_steps=10)
-    check_run(case, callback, updates, run, steps=10)
+    check_run(case, updates, run, steps=10)
 
 
 def test_overfit_batches(case):
     callback = case.make(**WINDOW)
     updates = record_updates(callback)
     run = fit(Tiny(), callback, batches=loader(shuffle=False), overfit_batches=2, max_epochs=6)
-    check_run(case, callback, updates, run, steps=12)
+    check_run(case, updates, run, steps=12)
 
 
 @pytest.mark.parametrize("batches", [True, 3])
 def test_fast_dev_run_walks_the_whole_window(case, batches):
-    model, callback = Tiny(), case.make(start=0.05, end=0.7, every=10)
-    fit(model, callback, fast_dev_run=batches)
-    assert callback.step == int(batches)
+    model = Tiny()
+    run = fit(model, case.make(start=0.05, end=0.7, every=10), fast_dev_run=batches)
+    assert run.global_step == int(batches)
     assert case.holds(model)

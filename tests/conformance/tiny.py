@@ -142,11 +142,12 @@ def adam_steps(run, name=WEIGHTS[0]):
 
 
 def record_updates(callback, name=WEIGHTS[0]):
-    """A list that will hold Adam's count at each update of the callback."""
+    """A list that will hold the step of each update; the callback must count as Adam does."""
     steps, update = [], callback.update
 
     def recorded(model, now, run):
-        steps.append(adam_steps(run, name))
+        assert now.step == adam_steps(run, name)
+        steps.append(now.step)
         update(model, now, run)
 
     callback.update = recorded

@@ -9,7 +9,7 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
-from lightning_compress.core import select
+from lightning_compress.core import TargetError, select
 from lightning_compress.core.targets import frozen_layers, matches_any, targets
 
 BERT_LAYER = [
@@ -163,6 +163,8 @@ def test_a_regex_must_match_the_whole_name():
     model = ConvNet()
     assert names(model, include=r"re:.*head.*") == ["head.weight"]
     assert names(model, include=[r"re:stem\.weight", r"re:he.d\.weight"]) == ["stem.weight", "head.weight"]
+    with pytest.raises(TargetError, match="matches no parameter"):
+        select(model, include="re:head")
 
 
 def test_exclude_is_taken_away_from_the_defaults_and_from_include():

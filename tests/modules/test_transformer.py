@@ -365,6 +365,7 @@ def test_a_checkpoint_holds_the_models_keys_and_loads_by_itself(task, tmp_path):
     loaded = TransformerModule.load_from_checkpoint(tmp_path / "one.ckpt", weights_only=True)
     assert (loaded.task, loaded.learning_rate) == (task, 1e-3)
     assert loaded.hparams == module.hparams
+    assert loaded.hparams["model"]["_name_or_path"] == str(tmp_path / "model")
     torch.testing.assert_close(loaded.state_dict(), module.state_dict(), rtol=0, atol=0)
     expected = reference.eval()(**batch).logits.detach().numpy()
     np.testing.assert_allclose(logits_of(loaded, batch), expected, rtol=1e-4, atol=1e-5)
@@ -420,7 +421,8 @@ def test_num_labels_sets_the_head(tmp_path):
 @pytest.mark.parametrize("model", [ENCODER, "folder/name"])
 @pytest.mark.parametrize("warmup", [100, 0.1])
 def test_yaml_keeps_whole_numbers_and_configurations(model, warmup, tmp_path):
-    jsonargparse = pytest.importorskip("jsonargparse")
+    import jsonargparse
+
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_argument("--config", action="config")
     parser.add_class_arguments(TransformerModule, "model")

@@ -115,14 +115,14 @@ def test_a_pruned_weight_does_not_return(criterion):
         zeros = now
 
 
-@pytest.mark.parametrize("scale", [1.0, 1024.0])
-def test_movement_is_summed_over_steps_and_brings_weights_back_with_their_last_value(scale):
+@pytest.mark.parametrize("factor", [1.0, 2.0])
+def test_movement_is_summed_over_steps_and_brings_weights_back_with_their_last_value(factor):
     pruner = pruner_of(two_layers(), "movement")
     before, rng = flat(pruner.parameters), np.random.default_rng(0)
     last, score, held = before.copy(), np.zeros(42), np.zeros(42, dtype=bool)
     came_back = 0
     for step in range(8):
-        gradient = rng.normal(size=42).astype(np.float32)
+        gradient, scale = rng.normal(size=42).astype(np.float32), 1024.0 * factor**step  # as a gradient scaler grows
         for parameter, part in zip(pruner.parameters, np.split(gradient, [24]), strict=True):
             parameter.grad = torch.from_numpy(part * np.float32(scale)).view_as(parameter)
         pruner.observe([0, 1], scale=scale)
@@ -207,16 +207,10 @@ def test_a_fresh_object_continues_from_weights_and_state(criterion):
     np.testing.assert_array_equal(flat(old.parameters), flat(new.parameters))
 
 
-def test_the_state_of_a_magnitude_run_is_small():
-    pruner = pruner_of(two_layers())
-    prune(pruner, 0.5)
-    tensors = list(pruner.state_dict()["unpruned_zeros"].values())
-    assert [tensor.numel() for tensor in tensors] == [0, 0]
-
-
 def test_the_state_of_other_parameters_is_refused():
     pruner = pruner_of(two_layers())
     prune(pruner, 0.5)
+    assert [indices.numel() for indices in pruner.state_dict()["unpruned_zeros"].values()] == [0, 0]
     other = Pruner(
         select(two_layers(), include="0.weight"), criterion="magnitude", pattern=pruner.pattern, regrow=None, seed=0
     )

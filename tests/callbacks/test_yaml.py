@@ -1,0 +1,81 @@
+"""The ready-made YAML in callbacks/ drives any LightningCLI."""
+
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import yaml
+from pytorch_lightning.cli import LightningCLI
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_compress import GradualPruning
+
+FOLDER = Path(__file__).parents[2] / "callbacks"
+FILES = sorted(FOLDER.glob("*.yaml"))
+
+
+class Network(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+
+    def training_step(self, batch, batch_idx):
+        return torch.nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def train_dataloader(self):
+        return DataLoader(TensorDataset(torch.randn(64, 8), torch.randint(2, (64,))), batch_size=2)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def command_line(config, *, run=True):
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    command = [*(["fit"] if run else []), "--config", str(config)]
+    return LightningCLI(
+        Network,
+        trainer_defaults={**quiet, "max_epochs": 1},
+        save_config_callback=None,
+        seed_everything_default=0,
+        args=command,
+        run=run,
+    )
+
+
+def callback_of(cli):
+    return next(callback for callback in cli.trainer.callbacks if isinstance(callback, GradualPruning))
+
+
+@pytest.mark.parametrize("config", FILES, ids=lambda file: file.stem)
+def test_every_file_runs_a_fit(config):
+    cli = command_line(config)
+    weight = cli.model.net[0].weight
+    assert int((weight == 0).sum()) == round(0.9 * weight.numel())
+
+
+def test_there_is_a_file_for_each_callback_of_the_package():
+    assert {file.stem for file in FILES} == {"gradual_pruning"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"start": 1, "end": 1.0, "every": 2},
+        {"sparsity": {"net.0.*": 0.5}, "end": 20},
+        {"criterion": "movement", "scope": "layer", "include": ["net.0.weight"]},
+        {"criterion": "lightning_compress.pruning.criteria.taylor", "exclude": "net.2.*", "include": "*"},
+        {"initial_sparsity": "current", "pattern": "2:4"},
+    ],
+)
+def test_arguments_reach_the_callback_as_written(arguments, tmp_path):
+    config = tmp_path / "config.yaml"
+    callback = {"class_path": "lightning_compress.GradualPruning", "init_args": arguments}
+    config.write_text(yaml.safe_dump({"trainer": {"callbacks": [callback]}}))
+    callback = callback_of(command_line(config, run=False))
+    for name, value in arguments.items():
+        given = getattr(callback, name)
+        if name == "criterion" and "." in value:
+            assert given.__name__ == "taylor"
+        else:
+            assert (given, type(given)) == (value, type(value))

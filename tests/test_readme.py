@@ -1,0 +1,21 @@
+"""What the README shows, runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+@pytest.mark.filterwarnings("ignore:.*logger.*:UserWarning")
+def test_python_blocks_of_the_readme_run_in_turn(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    assert len(blocks) >= 3
+    namespace = {"__name__": "readme"}
+    for block in blocks:
+        exec(compile(block, str(README), "exec"), namespace)
+    pruned = namespace["model"].net[0].weight
+    assert int((pruned == 0).sum()) == round(0.9 * pruned.numel())
+    assert (tmp_path / "digits.ckpt").exists()
