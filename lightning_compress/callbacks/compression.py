@@ -19,8 +19,8 @@ from lightning_compress.callbacks import averaging, hooks
 from lightning_compress.callbacks.clock import Moment, Position, check_window, position, resolve_window
 from lightning_compress.callbacks.optimizers import Ownership, gradient_scale, really_stepped
 from lightning_compress.callbacks.order import Stage, check_order, refuse_shared_targets
-from lightning_compress.callbacks.state import RunState, restored
-from lightning_compress.core import CompressionError, Target
+from lightning_compress.callbacks.state import RunState, plain, restored
+from lightning_compress.core import CompressionError, Target, TargetError
 
 _RUN = "_lightning_compress_run"  # on a module: the fit that left it as it is
 
@@ -66,6 +66,11 @@ class CompressionCallback(pl.Callback):
     def begin(self, model: nn.Module, *, resumed: bool) -> None:
         """Weights and state are loaded and the window is known; training is about to start."""
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether an update can happen before the first optimizer step; if not, one that is due waits for it."""
+        return True
+
     def before_step(self, owned: Sequence[int], *, scale: float, due: bool) -> None:
         """Dense, finite gradients of the targets at ``owned`` are ready, multiplied by ``scale``."""
 
@@ -107,8 +112,12 @@ class CompressionCallback(pl.Callback):
         check_order(trainer.callbacks)  # type: ignore[attr-defined]
         self._read, self._restarted = None, False
         hooks.install(pl_module)
-        if not hooks.builds_late(pl_module):
+        try:
             self.prepare(pl_module)
+        except TargetError:
+            if not hooks.overridden(pl_module):
+                raise
+            # The layers may come with the module's own setup or configure_model; prepare is called again after them.
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Place the window and continue from a checkpoint: under every strategy its weights are loaded by now."""
@@ -120,7 +129,7 @@ class CompressionCallback(pl.Callback):
             averaging.after_averaging(average, self)
         hook = partial(self._after_optimizer_step, trainer, pl_module)
         self._handles = [optimizer.register_step_post_hook(hook) for optimizer in trainer.optimizers]
-        if self.in_fit.step == 0:
+        if self.in_fit.step == 0 and self.is_ready:
             self._update_if_due(trainer, pl_module)
 
     def on_before_optimizer_step(
@@ -206,8 +215,7 @@ class CompressionCallback(pl.Callback):
         return [] if self._ownership is None else self._ownership.of(optimizer)
 
     def _settings(self) -> dict[str, Any]:
-        values = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
-        return {name: getattr(value, "__qualname__", value) for name, value in values.items()}
+        return {name: plain(getattr(self, name)) for name in inspect.signature(type(self)).parameters}
 
     def _restore(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
         """Continue from a checkpoint or an earlier fit; return whether the window of before goes on."""

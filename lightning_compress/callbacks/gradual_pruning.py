@@ -73,7 +73,7 @@ class GradualPruning(CompressionCallback):
         start: int | float = 0.05,
         end: int | float = 0.7,
         every: int | float = 10,
-        criterion: CriterionName | Criterion = "magnitude",
+        criterion: CriterionName | Criterion = "fisher",
         pattern: str = "unstructured",
         scope: Literal["global", "layer"] = "global",
         regrow: Regrow | None = None,
@@ -107,7 +107,8 @@ class GradualPruning(CompressionCallback):
     @property
     def state_key(self) -> str:
         """Tells two pruning callbacks of one trainer apart in a checkpoint."""
-        return self._generate_state_key(include=self.include, exclude=self.exclude)
+        include, _ = self._include
+        return self._generate_state_key(include=include, exclude=self.exclude)
 
     @property
     def targets(self) -> Sequence[Target]:
@@ -135,6 +136,11 @@ class GradualPruning(CompressionCallback):
                 pool.initial = self._initial(pool)
         if not self.in_fit.is_over:
             pruner.statistics.watch_inputs()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the criterion has what it reads: most need a gradient or an activation first."""
+        return self._attached().statistics.is_complete
 
     def before_step(self, owned: Sequence[int], *, scale: float, due: bool) -> None:
         """Read gradients for the criterion, then zero those of pruned weights."""
@@ -174,9 +180,11 @@ class GradualPruning(CompressionCallback):
         self._averaged = None
 
     def metrics(self) -> dict[str, float]:
-        """``sparsity/total``, and ``sparsity/<parameter>`` on request."""
+        """``sparsity/total``, ``sparsity/<parameter>`` on request, and the regularizer of soft movement pruning."""
         sizes = [target.parameter.numel() for target in self.targets]
         metrics = {"sparsity/total": sum(self._zeros) / sum(sizes)}
+        if self.criterion == "soft_movement":
+            metrics["sparsity/regularizer"] = self._attached().penalty
         if self.log_layers:
             for target, zeros, size in zip(self.targets, self._zeros, sizes, strict=True):
                 metrics[f"sparsity/{target.name}"] = zeros / size
@@ -184,7 +192,8 @@ class GradualPruning(CompressionCallback):
 
     def method_state(self) -> dict[str, Any]:
         """Where each pool started, and what the masks are beside the zeros."""
-        return {"initial": [pool.initial for pool in self._pools], "pruner": self._attached().state_dict()}
+        pruner = self._attached().state_dict(goes_on=not self.in_fit.is_over)
+        return {"initial": [pool.initial for pool in self._pools], "pruner": pruner}
 
     def load_method_state(self, state: dict[str, Any]) -> None:
         """Masks again from the weights' zeros."""
@@ -232,9 +241,15 @@ class GradualPruning(CompressionCallback):
             as_patterns([] if patterns is None else patterns, argument)
 
     def _select(self, model: nn.Module) -> list[Target]:
+        include, argument = self._include
+        return select(model, include=include, exclude=self.exclude, argument=argument)
+
+    @property
+    def _include(self) -> tuple[str | Sequence[str] | None, str]:
+        """What to choose, and the argument that says so."""
         if self.include is None and isinstance(self.sparsity, Mapping):
-            return select(model, include=list(self.sparsity), exclude=self.exclude, argument="sparsity")
-        return select(model, include=self.include, exclude=self.exclude)
+            return list(self.sparsity), "sparsity"
+        return self.include, "include"
 
     def _fitting(self, chosen: list[Target]) -> list[Target]:
         sharded = [target.name for target in chosen if is_sharded(target.parameter)]
@@ -256,7 +271,7 @@ class GradualPruning(CompressionCallback):
         zeros = sum(self._zeros[place] for place in pool.members)
         size = sum(self.targets[place].parameter.numel() for place in pool.members)
         if self.initial_sparsity != "current":
-            return max(zeros / size, self.initial_sparsity)
+            return max(zeros / size, float(self.initial_sparsity))
         if zeros > math.ceil(pool.final * size):
             raise ConfigurationError(
                 f"initial_sparsity='current': {self.targets[pool.members[0]].name} and what shares its threshold are "

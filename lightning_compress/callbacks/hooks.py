@@ -1,7 +1,7 @@
 """Hooks of the LightningModule that no callback reaches: what is saved, what is loaded, what is built late.
 
 Callbacks see no weights-only checkpoint, and nothing between reading a checkpoint and loading its weights. So
-two or three methods are replaced on the instance, by bound methods (a deepcopy of the module gets its own), which find
+a few methods are replaced on the instance, by bound methods (a deepcopy of the module gets its own), which find
 their callbacks through ``module.trainer``; they go again at teardown.
 """
 
@@ -26,8 +26,9 @@ def install(module: pl.LightningModule) -> None:
     if is_installed(module):
         return
     replacements: dict[str, Callable[..., Any]] = {"on_save_checkpoint": _save, "on_load_checkpoint": _load}
-    if builds_late(module):
-        replacements["configure_model"] = _configure
+    late = overridden(module)
+    replacements |= {"setup": _setup} if "setup" in late else {}
+    replacements |= {"configure_model": _configure} if "configure_model" in late else {}
     module.__dict__[_ORIGINALS] = {name: module.__dict__.get(name) for name in replacements}
     module.__dict__.update({name: MethodType(function, module) for name, function in replacements.items()})
 
@@ -45,10 +46,12 @@ def is_installed(module: pl.LightningModule) -> bool:
     return _ORIGINALS in module.__dict__
 
 
-def builds_late(module: pl.LightningModule) -> bool:
-    """Whether the module has a ``configure_model`` of its own, so that layers may not exist before it."""
-    owner = next(cls for cls in type(module).__mro__ if "configure_model" in cls.__dict__)
-    return not owner.__module__.startswith(("pytorch_lightning.", "lightning."))
+def overridden(module: pl.LightningModule) -> list[str]:
+    """Which hooks a module has of its own in which it may build layers that did not exist before."""
+    hooks = ("setup", "configure_model")
+    owners = {name: next(cls for cls in type(module).__mro__ if name in cls.__dict__) for name in hooks}
+    ours = ("pytorch_lightning.", "lightning.")
+    return [name for name, owner in owners.items() if not owner.__module__.startswith(ours)]
 
 
 def _save(self: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -61,6 +64,12 @@ def _load(self: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
     for callback in _attached(self):
         callback.read_state(checkpoint)
     _original(self, "on_load_checkpoint")(checkpoint)
+
+
+def _setup(self: pl.LightningModule, stage: str) -> None:
+    _original(self, "setup")(stage)
+    for callback in _attached(self):
+        callback.prepare(self)
 
 
 def _configure(self: pl.LightningModule) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,6 +12,21 @@ from pytorch_lightning.utilities import rank_zero_warn
 
 from lightning_compress.callbacks.clock import Position, Window, position, total_steps
 from lightning_compress.core import CheckpointError, ConfigurationError
+
+
+def plain(value: Any) -> Any:
+    """A setting as a value that ``torch.load(weights_only=True)`` reads: numbers of numpy are none, nor functions."""
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, Sequence):
+        return [plain(entry) for entry in value]
+    return getattr(value, "__qualname__", type(value).__qualname__)
 
 
 @dataclass
@@ -51,7 +67,7 @@ class RunState:
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers."""
         last = None if self.last is None else [self.last.step, self.last.share]
-        return {"window": self.window.state_dict(), "step": self.step, "last": last}
+        return {"window": plain(self.window.state_dict()), "step": self.step, "last": last}
 
 
 def restored(

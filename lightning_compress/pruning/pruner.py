@@ -67,7 +67,8 @@ class Pruner:
         self.targets = list(targets)
         self.pattern = pattern
         self.masks: list[Tensor] | None = None
-        self.strength = 0.0
+        self.strength = 0.0  # of the soft movement regularizer, and its value
+        self.penalty = 0.0
         self._criterion = find_criterion(criterion)
         self._regrow = regrow
         self._soft = criterion == "soft_movement"
@@ -139,6 +140,7 @@ class Pruner:
                 for pool, sparsity in zip(pools, sparsities, strict=True)
             ]
             self.strength = sum(strengths) / len(strengths)
+            self.penalty = soft_movement.penalty(scores, self.strength)
 
     def shares_below_threshold(self, pools: Sequence[Pool]) -> list[float]:
         """Soft movement only: the share of each pool's scores that its threshold prunes."""
@@ -171,9 +173,15 @@ class Pruner:
             return [0] * len(self.targets)
         return [mask.numel() - int(torch.count_nonzero(mask)) for mask in self.masks]
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs beside the weights: small, unless the criterion keeps a value a weight."""
-        state: dict[str, Any] = {"strength": self.strength, "statistics": self.statistics.state_dict()}
+    def state_dict(self, *, goes_on: bool = True) -> dict[str, Any]:
+        """What a checkpoint needs beside the weights: small, unless the criterion keeps a value a weight.
+
+        Args:
+            goes_on: whether masks are still to change; if not, running means are left out.
+        """
+        state: dict[str, Any] = {"strength": self.strength, "penalty": self.penalty}
+        if goes_on or self._held is not None:
+            state["statistics"] = self.statistics.state_dict()
         if self.masks is not None:
             state["unpruned_zeros"] = {
                 target.name: unpruned_zeros(target.parameter, mask)
@@ -189,8 +197,9 @@ class Pruner:
         Raises:
             CheckpointError: the state belongs to other parameters.
         """
-        self.strength = state["strength"]
-        self.statistics.load_state_dict(state["statistics"])
+        self.strength, self.penalty = state["strength"], state["penalty"]
+        if "statistics" in state:
+            self.statistics.load_state_dict(state["statistics"])
         unpruned = state.get("unpruned_zeros")
         if unpruned is not None:
             names = {target.name for target in self.targets}
@@ -209,6 +218,8 @@ class Pruner:
         self.statistics.reduce(mean)
 
     def _choose(self, members: Sequence[int], sparsity: float, exchanged: float, step: int) -> list[Tensor]:
+        if sparsity == 0.0 and not exchanged:
+            return [torch.ones_like(self.targets[index].parameter, dtype=torch.bool) for index in members]
         scores = [self._score(index) for index in members]
         dims = [self.targets[index].dims for index in members]
         if exchanged > 0.0:

@@ -83,12 +83,18 @@ class Statistics:
         }
         # Mean squares of inputs, made at the first batch, when the number of features is known.
         self._squares: dict[int, Tensor] = {}
+        self._gradients_seen = False
         self._handles: list[RemovableHandle] = []
 
     @property
     def reads_gradients(self) -> bool:
         """Whether :meth:`observe_gradient` has anything to do."""
         return bool(self._running)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether something was seen of everything that is to be gathered."""
+        return (self._gradients_seen or not self._running) and (bool(self._squares) or "input_norm" not in self._names)
 
     def of(self, index: int) -> Mapping[str, Tensor]:
         """The statistics of one target, each made when it is read."""
@@ -107,6 +113,7 @@ class Statistics:
             gradient: dense and unscaled.
             weight: the value that the gradient is multiplied with.
         """
+        self._gradients_seen = True
         for name, running in self._running.items():
             _FROM_GRADIENTS[name](running[index], gradient.float(), weight.float())
 
@@ -158,6 +165,7 @@ class Statistics:
                         f"{target.name}: it was written with another criterion or another model."
                     )
                 tensor.copy_(saved)
+        self._gradients_seen = bool(state)
         squares = state.get("input_norm", {})
         for index, target in enumerate(self._targets):
             if target.name in squares:
@@ -166,6 +174,11 @@ class Statistics:
     def _read(self, name: str, index: int) -> Tensor:
         target = self._targets[index]
         if name in self._running:
+            if not self._gradients_seen:
+                raise CompressionError(
+                    f"the criterion reads {name!r} of {target.name}, but no gradient was seen before this update: call "
+                    "step() of the optimizers that self.optimizers() returns, or choose criterion='magnitude'."
+                )
             return self._running[name][index]
         if name == "noise" and name in self._names:
             seed = zlib.crc32(target.name.encode(), self._seed)

@@ -66,7 +66,7 @@ def test_the_defaults_are_the_documented_ones():
     expected = {
         "initial_sparsity": 0.0,
         "schedule": "cubic",
-        "criterion": "magnitude",
+        "criterion": "fisher",
         "pattern": "unstructured",
         "scope": "global",
         "regrow": None,

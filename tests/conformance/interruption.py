@@ -6,7 +6,7 @@ import torch
 from tests.conformance.tiny import ResumableLoader, fit
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -19,7 +19,7 @@ class Kill(pl.Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if trainer.global_step == self.after:
             trainer.save_checkpoint(self.path)
-            raise Killed
+            raise KilledError
 
 
 class RandomState(pl.Callback):
@@ -49,7 +49,7 @@ def run_until(step, folder, model, *callbacks, ckpt_path=None, **settings):
     extra = [RandomState(), Kill(step, path)]
     try:
         fit(model, *callbacks, *extra, batches=ResumableLoader(), ckpt_path=ckpt_path, **settings)
-    except Killed:
+    except KilledError:
         return path
     raise AssertionError(f"the run ended before step {step}")
 

@@ -47,7 +47,7 @@ def as_sparse(found, live):
     [
         lambda: EMAWeightAveraging(decay=0.8),
         lambda: EMAWeightAveraging(decay=0.8, update_every_n_steps=3, update_starting_at_step=4),
-        lambda: WeightAveraging(),
+        WeightAveraging,
     ],
     ids=["each step", "every third step", "arithmetic"],
 )

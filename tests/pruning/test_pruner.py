@@ -96,7 +96,11 @@ def test_gradients_of_pruned_weights_are_zeroed_only_for_the_optimizer_that_step
 
 def test_without_a_gradient_there_is_nothing_to_observe():
     pruner = pruner_of(two_layers(), "taylor")
+    give_gradients(pruner, seed=0)
+    pruner.observe([0, 1])
     prune(pruner, 0.5)
+    for parameter in pruner.parameters:
+        parameter.grad = None
     pruner.observe([0, 1], capture=True)
     assert all(parameter.grad is None for parameter in pruner.parameters)
 
