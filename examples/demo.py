@@ -30,13 +30,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sentences", type=int, default=SENTENCES, help="training sentences (default: %(default)s)")
     parser.add_argument("--sparsity", type=float, default=0.8, help="share of zeros (default: %(default)s)")
+    parser.add_argument("--test-sentences", type=int, help="test sentences (default: all)")
     arguments = parser.parse_args()
     quieten()
     console = Console()
     data = RottenTomatoes(training_sentences=arguments.sentences)
+    data.test = data.test[: arguments.test_sentences]
     console.print(
         f"MiniLM (22.7M parameters) on a [bold]subset[/bold] of Rotten Tomatoes: {len(data.training):,} of about "
-        f"6,000 training sentences; tested on all {len(data.test):,} test sentences."
+        f"6,000 training sentences; tested on {len(data.test):,} test sentences."
     )
 
     pl.seed_everything(0, verbose=False)

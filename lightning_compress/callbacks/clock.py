@@ -8,6 +8,7 @@ changing accumulation they stay shares, of the batches or of the time.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -66,6 +67,19 @@ class Window:
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers."""
         return asdict(self)
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Window:
+        """Undo :meth:`state_dict`.
+
+        Raises:
+            TypeError: an entry is no number.
+        """
+        window = cls(**state)
+        for moment in (window.start, window.end, window.every, window.total or 0):
+            if not isinstance(moment, (int, float)):
+                raise TypeError(f"{moment!r} is no moment of a run")
+        return window
 
 
 def check_window(name: str, start: Moment, end: Moment, every: Moment) -> None:

@@ -15,11 +15,12 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lightning_compress.callbacks import averaging, hooks
+from lightning_compress.callbacks import hooks
+from lightning_compress.callbacks.averaging import averaged_module
 from lightning_compress.callbacks.clock import Moment, Position, check_window, position, resolve_window
 from lightning_compress.callbacks.optimizers import Ownership, gradient_scale, really_stepped
 from lightning_compress.callbacks.order import Stage, check_order, refuse_shared_targets
-from lightning_compress.callbacks.state import RunState, plain, restored
+from lightning_compress.callbacks.state import RunState, plain, restored, states_in
 from lightning_compress.core import CompressionError, Target, TargetError
 
 _RUN = "_lightning_compress_run"  # on a module: the fit that left it as it is
@@ -81,8 +82,8 @@ class CompressionCallback(pl.Callback):
     def update(self, model: nn.Module, now: Position, trainer: pl.Trainer) -> None:
         """A due update; the optimizer step is over."""
 
-    def on_average(self, average: nn.Module) -> None:
-        """A ``WeightAveraging`` callback has changed its copy of the model."""
+    def update_average(self, average: nn.Module) -> None:
+        """Bring the copy that a ``WeightAveraging`` callback keeps of the model up to the update just made."""
 
     def end_fit(self) -> None:
         """Take away whatever ``begin`` put on the model for the time of training."""
@@ -96,8 +97,8 @@ class CompressionCallback(pl.Callback):
         """What a checkpoint needs beside the weights: JSON-like values and tensors."""
 
     @abstractmethod
-    def load_method_state(self, state: dict[str, Any]) -> None:
-        """Take :meth:`method_state` back; the weights are in the model already."""
+    def load_method_state(self, state: dict[str, Any], *, is_over: bool) -> None:
+        """Take :meth:`method_state` back; the weights are in the model already, and the window may be over."""
 
     @abstractmethod
     def summary(self) -> tuple[str, bool]:
@@ -124,9 +125,6 @@ class CompressionCallback(pl.Callback):
         refuse_shared_targets(self, trainer.callbacks)  # type: ignore[attr-defined]
         self._ownership = Ownership(trainer.optimizers, self.targets, type(self).__name__)
         self.begin(pl_module, resumed=self._restore(trainer, pl_module))
-        average = averaging.averaged_model(trainer)
-        if average is not None:
-            averaging.after_averaging(average, self)
         hook = partial(self._after_optimizer_step, trainer, pl_module)
         self._handles = [optimizer.register_step_post_hook(hook) for optimizer in trainer.optimizers]
         if self.in_fit.step == 0 and self.is_ready:
@@ -191,7 +189,7 @@ class CompressionCallback(pl.Callback):
 
     def read_state(self, checkpoint: dict[str, Any]) -> None:
         """Remember this callback's state in a checkpoint until the weights are loaded."""
-        states = checkpoint.get(hooks.CHECKPOINT_KEY, {})
+        states = states_in(checkpoint, hooks.CHECKPOINT_KEY)
         self._read, self._restarted = states.get(self.state_key), True
         if states and self._read is None:
             rank_zero_warn(
@@ -239,7 +237,7 @@ class CompressionCallback(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer, *_: Any
     ) -> None:
         owned = self.owned_by(optimizer)
-        if not owned or not really_stepped(optimizer):
+        if not really_stepped(optimizer, [self.targets[place] for place in owned]):
             return
         self.after_step(owned)
         if self._counts(optimizer):
@@ -252,9 +250,9 @@ class CompressionCallback(pl.Callback):
         now = position(self.in_fit.step, trainer, self.in_fit.window)
         self.update(pl_module, now, trainer)
         self.in_fit.last = now
-        average = averaging.averaged_model(trainer)
+        average = averaged_module(trainer)
         if average is not None:
-            self.on_average(average.module)
+            self.update_average(average)
 
     def _is_due(self, trainer: pl.Trainer, *, ahead: int = 0) -> bool:
         run = self.in_fit

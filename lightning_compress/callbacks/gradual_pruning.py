@@ -16,8 +16,15 @@ from lightning_compress.callbacks.compression import CompressionCallback
 from lightning_compress.callbacks.order import Stage
 from lightning_compress.core import CompressionError, ConfigurationError, Target, TargetError, select
 from lightning_compress.core.targets import as_patterns, frozen_layers, is_sharded
-from lightning_compress.pruning.arguments import check_initial, final_sparsities, make_pools, one_of
-from lightning_compress.pruning.criteria import Criterion, CriterionName, find_criterion, statistics_of
+from lightning_compress.pruning.arguments import (
+    check_initial,
+    check_regrow,
+    check_seed,
+    final_sparsities,
+    make_pools,
+    one_of,
+)
+from lightning_compress.pruning.criteria import Criterion, CriterionName
 from lightning_compress.pruning.patterns import parse_pattern
 from lightning_compress.pruning.pruner import Pool, Pruner
 from lightning_compress.pruning.regrow import Regrow, cosine_fraction
@@ -98,7 +105,13 @@ class GradualPruning(CompressionCallback):
         self.log_layers = log_layers
         self._parsed = parse_pattern(pattern)
         self._finals = final_sparsities(sparsity, self._parsed, default=0.9)
-        self._check()
+        one_of("schedule", schedule, list(SCHEDULES))
+        one_of("scope", scope, ["global", "layer"])
+        check_initial(initial_sparsity, self._finals)
+        check_regrow(regrow, drop_fraction, criterion, self._parsed)
+        check_seed(seed)
+        for argument, patterns in {"include": include, "exclude": exclude}.items():
+            as_patterns([] if patterns is None else patterns, argument)
         self._pruner: Pruner | None = None
         self._pools: list[Pool] = []
         self._zeros: list[int] = []
@@ -160,7 +173,8 @@ class GradualPruning(CompressionCallback):
         sparsities = self._sparsities(progress)
         if self.criterion == "soft_movement" and progress < 1.0:
             self._steer(now, progress)
-            sparsities = pruner.shares_below_threshold(self._pools)
+            below = pruner.shares_below_threshold(self._pools)
+            sparsities = [min(share, pool.final) for share, pool in zip(below, self._pools, strict=True)]
         exchanged = cosine_fraction(progress, initial=self.drop_fraction) if self.regrow else 0.0
         # Nothing to exchange in the first update: all weights were there to choose from.
         pruner.prune(self._pools, sparsities, exchanged=exchanged if pruner.masks else 0.0, step=now.step)
@@ -168,8 +182,8 @@ class GradualPruning(CompressionCallback):
             pruner.clear_moments(optimizer, self.owned_by(optimizer))
         self._zeros = pruner.zeros()
 
-    def on_average(self, average: nn.Module) -> None:
-        """Make an averaged copy of the model as sparse as the model."""
+    def update_average(self, average: nn.Module) -> None:
+        """Make an averaged copy of the model as sparse as the model; averages of zeros stay zeros from then on."""
         if self._averaged is None or self._averaged[0] is not average:
             self._averaged = (average, self._fitting(self._select(average)))
         self._attached().mask_other(self._averaged[1])
@@ -195,11 +209,11 @@ class GradualPruning(CompressionCallback):
         pruner = self._attached().state_dict(goes_on=not self.in_fit.is_over)
         return {"initial": [pool.initial for pool in self._pools], "pruner": pruner}
 
-    def load_method_state(self, state: dict[str, Any]) -> None:
+    def load_method_state(self, state: dict[str, Any], *, is_over: bool) -> None:
         """Masks again from the weights' zeros."""
-        self._attached().load_state_dict(state["pruner"])
+        self._attached().load_state_dict(state["pruner"], goes_on=not is_over)
         for pool, initial in zip(self._pools, state["initial"], strict=True):
-            pool.initial = initial
+            pool.initial = float(initial)
 
     def summary(self) -> tuple[str, bool]:
         """Target and reached sparsity."""
@@ -216,29 +230,6 @@ class GradualPruning(CompressionCallback):
             f"{total:,} weights."
         )
         return (sentence if as_asked else f"{sentence} The run ended before the window did.", as_asked)
-
-    def _check(self) -> None:
-        one_of("schedule", self.schedule, list(SCHEDULES))
-        one_of("scope", self.scope, ["global", "layer"])
-        one_of("regrow", self.regrow, [None, "gradient", "random"])
-        check_initial(self.initial_sparsity, self._finals)
-        revives = "movement" in statistics_of(find_criterion(self.criterion))
-        if self.regrow and (revives or self._parsed.kept_in_unit):
-            raise ConfigurationError(
-                f"regrow={self.regrow!r} does not go with "
-                + (
-                    f"criterion={self.criterion!r}, which brings weights back by itself"
-                    if revives
-                    else f"pattern={self.pattern!r}"
-                )
-                + "; leave regrow= out."
-            )
-        if not isinstance(self.drop_fraction, (int, float)) or not 0.0 < self.drop_fraction < 1.0:
-            raise ConfigurationError(f"drop_fraction={self.drop_fraction!r}: must lie in (0, 1), 0.3 say.")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise ConfigurationError(f"seed={self.seed!r}: must be an int.")
-        for argument, patterns in {"include": self.include, "exclude": self.exclude}.items():
-            as_patterns([] if patterns is None else patterns, argument)
 
     def _select(self, model: nn.Module) -> list[Target]:
         include, argument = self._include

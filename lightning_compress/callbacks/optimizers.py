@@ -51,14 +51,16 @@ def trained_by(optimizer: Optimizer) -> list[torch.Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def really_stepped(optimizer: Optimizer) -> bool:
-    """Whether the step that just returned changed anything.
+def really_stepped(optimizer: Optimizer, owned: Sequence[Target]) -> bool:
+    """Whether the step that just returned could change any of the optimizer's targets.
 
     A gradient scaler that finds an infinite gradient does not call an ordinary optimizer; a fused one it calls with
-    ``found_inf`` set, and the optimizer does nothing.
+    ``found_inf`` set, and the optimizer does nothing. After a ``training_step`` that returned ``None`` Lightning calls
+    the optimizer without any gradient.
     """
     found_inf = getattr(optimizer, "found_inf", None)
-    return found_inf is None or not bool(found_inf)
+    has_gradients = any(target.parameter.grad is not None for target in owned)
+    return has_gradients and (found_inf is None or not bool(found_inf))
 
 
 def gradient_scale(trainer: pl.Trainer, optimizer: Optimizer) -> float | None:

@@ -70,10 +70,22 @@ class RunState:
         return {"window": plain(self.window.state_dict()), "step": self.step, "last": last}
 
 
+def states_in(checkpoint: Mapping[str, Any], key: str) -> dict[str, dict[str, Any]]:
+    """The states of all callbacks in a checkpoint, by their keys; none if it was written without any.
+
+    Raises:
+        CheckpointError: what stands there is something else.
+    """
+    states = checkpoint.get(key, {})
+    if not isinstance(states, dict) or not all(isinstance(state, dict) for state in states.values()):
+        raise CheckpointError(f"checkpoint[{key!r}] is damaged: it is no mapping from callbacks to their states.")
+    return states
+
+
 def restored(
     state: Mapping[str, Any],
     settings: Mapping[str, Any],
-    load_method_state: Callable[[Any], None],
+    load_method_state: Callable[..., None],
     trainer: pl.Trainer,
     name: str,
 ) -> RunState:
@@ -92,11 +104,11 @@ def restored(
     try:
         last = state["run"]["last"]
         run = RunState(
-            window=Window(**state["run"]["window"]),
+            window=Window.from_state(state["run"]["window"]),
             step=int(state["run"]["step"]),
-            last=None if last is None else Position(*last),
+            last=None if last is None else Position(int(last[0]), float(last[1])),
         )
-        load_method_state(state["method"])
+        load_method_state(state["method"], is_over=run.is_over)
         changed = [name for name, value in settings.items() if state["settings"].get(name) != value]
     except CheckpointError:
         raise
@@ -105,7 +117,7 @@ def restored(
     total = total_steps(trainer)
     if run.window.total is not None and total != run.window.total and trainer.global_step > 0:
         rank_zero_warn(
-            f"{name} goes on with the checkpoint's window, steps {run.window.start} to {run.window.end} of "
+            f"{name} goes on with the window it began with, steps {run.window.start} to {run.window.end} of "
             f"{run.window.total}, though the run now has {total} optimizer steps."
         )
     if changed:

@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning_compress.core import ConfigurationError, Target
 from lightning_compress.core.targets import matches_any
+from lightning_compress.pruning.criteria import Criterion, find_criterion, statistics_of
 from lightning_compress.pruning.patterns import Pattern
 from lightning_compress.pruning.pruner import Pool
 
@@ -93,6 +94,35 @@ def one_of(argument: str, value: Any, allowed: Sequence[Any]) -> None:
     """
     if value not in allowed:
         raise ConfigurationError(f"{argument}={value!r} is none of {', '.join(map(repr, allowed))}.")
+
+
+def check_regrow(regrow: Any, drop_fraction: Any, criterion: str | Criterion, pattern: Pattern) -> None:
+    """Refuse regrowth that cannot work beside the criterion or the pattern, and a criterion that does not exist.
+
+    Raises:
+        ConfigurationError: with the two that clash.
+    """
+    one_of("regrow", regrow, [None, "gradient", "random"])
+    if not isinstance(drop_fraction, (int, float)) or not 0.0 < drop_fraction < 1.0:
+        raise ConfigurationError(f"drop_fraction={drop_fraction!r}: must lie in (0, 1), 0.3 say.")
+    revives = "movement" in statistics_of(find_criterion(criterion))
+    if regrow and revives:
+        raise ConfigurationError(
+            f"regrow={regrow!r} does not go with criterion={criterion!r}, which brings weights back by itself; "
+            "leave regrow= out."
+        )
+    if regrow and pattern.kept_in_unit:
+        raise ConfigurationError(f"regrow={regrow!r} does not go with pattern={pattern.name!r}; leave regrow= out.")
+
+
+def check_seed(seed: Any) -> None:
+    """Refuse a seed that is no int.
+
+    Raises:
+        ConfigurationError: with the value.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ConfigurationError(f"seed={seed!r}: must be an int.")
 
 
 def _check_share(shown: str, value: Any) -> None:

@@ -179,7 +179,7 @@ class Pruner:
         Args:
             goes_on: whether masks are still to change; if not, running means are left out.
         """
-        state: dict[str, Any] = {"strength": self.strength, "penalty": self.penalty}
+        state: dict[str, Any] = {"strength": self.strength, "penalty": self.penalty, "unpruned_zeros": None}
         if goes_on or self._held is not None:
             state["statistics"] = self.statistics.state_dict()
         if self.masks is not None:
@@ -191,16 +191,21 @@ class Pruner:
             state["held"] = {target.name: held for target, held in zip(self.targets, self._held, strict=True)}
         return state
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], *, goes_on: bool = True) -> None:
         """Continue from a checkpoint whose weights are in the model already.
+
+        Args:
+            state: from :meth:`state_dict`.
+            goes_on: whether masks are still to change, so that nothing may be missing.
 
         Raises:
             CheckpointError: the state belongs to other parameters.
+            KeyError: an entry is missing.
         """
-        self.strength, self.penalty = state["strength"], state["penalty"]
-        if "statistics" in state:
+        self.strength, self.penalty = float(state["strength"]), float(state["penalty"])
+        if goes_on or self._held is not None:
             self.statistics.load_state_dict(state["statistics"])
-        unpruned = state.get("unpruned_zeros")
+        unpruned = state["unpruned_zeros"]
         if unpruned is not None:
             names = {target.name for target in self.targets}
             if set(unpruned) != names:

@@ -142,34 +142,29 @@ class Statistics:
 
     def state_dict(self) -> dict[str, Any]:
         """All accumulators by statistic and parameter name."""
-        state = {
-            name: {target.name: tensor for target, tensor in zip(self._targets, running, strict=True)}
-            for name, running in self._running.items()
+        names = [target.name for target in self._targets]
+        state: dict[str, Any] = {
+            name: dict(zip(names, running, strict=True)) for name, running in self._running.items()
         }
-        if self._squares:
-            state["input_norm"] = {self._targets[index].name: square for index, square in self._squares.items()}
+        if "input_norm" in self._names:
+            state["input_norm"] = {names[index]: square for index, square in self._squares.items()}
         return state
 
-    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take accumulators back.
 
         Raises:
-            CheckpointError: a tensor is missing or has another shape.
+            CheckpointError: a tensor has another shape, or is missing.
+            KeyError: a statistic is missing altogether.
         """
         for name, running in self._running.items():
             for target, tensor in zip(self._targets, running, strict=True):
-                saved = state.get(name, {}).get(target.name)
-                if saved is None or saved.shape != tensor.shape:
-                    raise CheckpointError(
-                        f"the checkpoint holds no {name!r} statistic of shape {list(tensor.shape)} for "
-                        f"{target.name}: it was written with another criterion or another model."
-                    )
-                tensor.copy_(saved)
-        self._gradients_seen = bool(state)
-        squares = state.get("input_norm", {})
-        for index, target in enumerate(self._targets):
-            if target.name in squares:
-                self._squares[index] = squares[target.name].to(target.parameter.device)
+                tensor.copy_(_saved(state.get(name, {}), name, target, tensor.shape))
+        self._gradients_seen = any(bool(tensor.any()) for running in self._running.values() for tensor in running)
+        if "input_norm" in self._names and state["input_norm"]:
+            for index, target in enumerate(self._targets):
+                square = _saved(state["input_norm"], "input_norm", target, None)
+                self._squares[index] = square.to(target.parameter.device)
 
     def _read(self, name: str, index: int) -> Tensor:
         target = self._targets[index]
@@ -194,6 +189,16 @@ class Statistics:
         raise ConfigurationError(
             f"the criterion reads statistics[{name!r}] without saying so: decorate it with @needs({name!r})."
         )
+
+
+def _saved(state: Mapping[str, Any], name: str, target: Target, shape: torch.Size | None) -> Tensor:
+    tensor = state.get(target.name)
+    if not isinstance(tensor, Tensor) or (shape is not None and tensor.shape != shape):
+        raise CheckpointError(
+            f"the checkpoint holds no {name!r} statistic of shape {list(target.parameter.shape)} for {target.name}: it "
+            "was written with another criterion or another model."
+        )
+    return tensor
 
 
 class _Reader(Mapping[str, Tensor]):

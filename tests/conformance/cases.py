@@ -72,10 +72,17 @@ def _pruning(name, holds, **settings):
 
 
 CASES = [
-    _pruning("magnitude", _sparse(0.75), sparsity=0.75),
+    _pruning("magnitude", _sparse(0.75), sparsity=0.75, criterion="magnitude"),
     _pruning("movement", _sparse(0.5), sparsity=0.5, criterion="movement"),
     _pruning("wanda", _sparse_layers(0.75), sparsity=0.75, criterion="wanda", scope="layer"),
     _pruning("fisher", _sparse(0.625), sparsity=0.625, criterion="fisher", schedule="linear"),
-    _pruning("two-of-four", _two_of_four, pattern="2:4"),
-    _pruning("regrow", _sparse_with_sprouts(0.75), sparsity=0.75, schedule="constant", regrow="gradient"),
+    _pruning("two-of-four", _two_of_four, criterion="magnitude", pattern="2:4"),
+    _pruning(
+        "regrow",
+        _sparse_with_sprouts(0.75),
+        sparsity=0.75,
+        criterion="magnitude",
+        schedule="constant",
+        regrow="gradient",
+    ),
 ]

@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-from types import MethodType
 
 import pytest
 import pytorch_lightning as pl
@@ -25,7 +24,7 @@ from tests.conformance.tiny import (
 
 def assert_clean(model):
     """Nothing of a callback is left on a module that could act."""
-    patched = [name for name, value in model.__dict__.items() if isinstance(value, MethodType) or callable(value)]
+    patched = [name for name, value in model.__dict__.items() if callable(value) and not isinstance(value, type)]
     hooked = [
         name
         for name, module in model.named_modules()
