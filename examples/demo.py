@@ -42,7 +42,7 @@ def main() -> None:
     )
 
     pl.seed_everything(0, verbose=False)
-    module = TransformerModule(minilm(), num_labels=2, learning_rate=5e-5)
+    module = TransformerModule(minilm(), num_labels=2, learning_rate=1e-4)
     console.print("\n1. Fine-tune the dense model, one epoch.")
     trainer_for(1).fit(module, data)
     rows = [measure("dense", module, data)]

@@ -157,6 +157,8 @@ class Statistics:
             CheckpointError: a tensor has another shape, or is missing.
             KeyError: a statistic is missing altogether.
         """
+        if not isinstance(state, Mapping):
+            raise CheckpointError(f"the checkpoint holds {state!r} in place of statistics.")
         for name, running in self._running.items():
             for target, tensor in zip(self._targets, running, strict=True):
                 tensor.copy_(_saved(state.get(name, {}), name, target, tensor.shape))
