@@ -135,20 +135,31 @@ class BuiltLate(Tiny):
         self.options = {"lr": 0.05}
         self.body = None
 
-    def configure_model(self):
+    def build(self):
         if self.body is None:
             self.body, self.head = network()
 
 
-def test_layers_built_in_configure_model(case, tmp_path):
-    callback, model = case.make(**WINDOW), BuiltLate()
+class BuiltInConfigureModel(BuiltLate):
+    def configure_model(self):
+        self.build()
+
+
+class BuiltInSetup(BuiltLate):
+    def setup(self, stage):
+        self.build()
+
+
+@pytest.mark.parametrize("late", [BuiltInConfigureModel, BuiltInSetup])
+def test_layers_built_late(case, late, tmp_path):
+    callback, model = case.make(**WINDOW), late()
     updates = record_updates(callback)
     run_to_the_end(model, callback)
     assert updates == UPDATES
     assert case.holds(model)
-    assert not {"configure_model", "on_save_checkpoint", "on_load_checkpoint"} & model.__dict__.keys()
-    path = run_until(6, tmp_path, BuiltLate(), case.make(**WINDOW))
-    resumed = BuiltLate()
+    assert not {"setup", "configure_model", "on_save_checkpoint", "on_load_checkpoint"} & model.__dict__.keys()
+    path = run_until(6, tmp_path, late(), case.make(**WINDOW))
+    resumed = late()
     run_to_the_end(resumed, case.make(**WINDOW), ckpt_path=path)
     for found, wanted in zip(resumed.parameters(), model.parameters(), strict=True):
         assert torch.equal(found, wanted)
