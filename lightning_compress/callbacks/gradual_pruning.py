@@ -15,7 +15,7 @@ from lightning_compress.callbacks.clock import Position
 from lightning_compress.callbacks.compression import CompressionCallback
 from lightning_compress.callbacks.order import Stage
 from lightning_compress.core import CompressionError, ConfigurationError, Target, TargetError, select
-from lightning_compress.core.targets import as_patterns, frozen_layers, is_sharded
+from lightning_compress.core.targets import as_patterns, is_sharded, skipped_layers
 from lightning_compress.pruning.arguments import (
     check_initial,
     check_regrow,
@@ -135,8 +135,10 @@ class GradualPruning(CompressionCallback):
         self._pruner = Pruner(
             targets, criterion=self.criterion, pattern=self._parsed, regrow=self.regrow, seed=self.seed
         )
-        if self.include is None and (frozen := frozen_layers(model)):
-            rank_zero_warn(f"{len(frozen)} frozen weights ({frozen[0]}, ...) are not pruned; include= could name them.")
+        if self._include[0] is None and (skipped := skipped_layers(model)):
+            named = ", ".join(f"{name} ({reason})" for name, reason in list(skipped.items())[:3])
+            more = f" and {len(skipped) - 3} more" if len(skipped) > 3 else ""  # noqa: PLR2004
+            rank_zero_warn(f"not pruned: {named}{more}; include= could name their parameters.")
 
     def begin(self, model: nn.Module, *, resumed: bool) -> None:
         """Settle where each pool starts from, and watch the layers' inputs if the criterion reads them."""

@@ -93,11 +93,16 @@ def select(
     return chosen
 
 
-def frozen_layers(model: nn.Module) -> list[str]:
-    """Names of layer weights that the default selection leaves out because they do not train."""
-    return [
-        target.name for target in _parameters(model) if _is_layer_weight(target) and not target.parameter.requires_grad
-    ]
+def skipped_layers(model: nn.Module) -> dict[str, str]:
+    """Layers that the default selection passes over though they have a weight, each with the reason why."""
+    skipped = {}
+    for path, module in model.named_modules():
+        weight = module._parameters.get("weight")  # noqa: SLF001 (getattr would compute a parametrized weight)
+        if _is_layer(module) and weight is None:
+            skipped[path.replace(_COMPILED, "")] = "its weight is computed from other parameters"
+        elif _is_layer(module) and weight is not None and not weight.requires_grad:
+            skipped[path.replace(_COMPILED, "")] = "it is frozen"
+    return skipped
 
 
 def _parameters(model: nn.Module) -> Iterator[Target]:

@@ -100,7 +100,7 @@ def test_a_layer_that_the_pattern_does_not_divide_is_skipped_with_a_warning():
 def test_frozen_layers_are_skipped_with_a_warning():
     model = Tiny()
     model.first.requires_grad_(requires_grad=False)
-    with pytest.warns(UserWarning, match=r"1 frozen weights \(first\.weight, \.\.\.\) are not pruned"):
+    with pytest.warns(UserWarning, match=r"not pruned: first \(it is frozen\);"):
         fit(GradualPruning(0.5, **STEPS), model=model)
 
 

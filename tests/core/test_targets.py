@@ -10,7 +10,7 @@ from transformers import (
 )
 
 from lightning_compress.core import TargetError, select
-from lightning_compress.core.targets import frozen_layers, matches_any, targets
+from lightning_compress.core.targets import matches_any, skipped_layers, targets
 
 BERT_LAYER = [
     "attention.self.query",
@@ -128,7 +128,7 @@ def test_frozen_layers_are_left_out_and_can_be_listed():
     model = ConvNet()
     model.stem.requires_grad_(requires_grad=False)
     assert names(model) == ["up.weight", "hidden.weight"]
-    assert frozen_layers(model) == ["stem.weight"]
+    assert skipped_layers(model) == {"stem": "it is frozen"}
     assert names(model, include="stem.weight") == ["stem.weight"]
 
 
@@ -198,3 +198,18 @@ def test_targets_shows_every_parameter_and_marks_the_chosen():
         "+ hidden.weight  [5, 6]",
     ]
     assert "  norm.weight  [4]" in lines
+
+
+@pytest.mark.parametrize(
+    "reparametrize",
+    [
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.parametrizations.spectral_norm,
+        lambda layer: nn.utils.prune.random_unstructured(layer, "weight", 0.5),
+    ],
+)
+def test_computed_weights_are_left_out_and_listed(reparametrize):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+    reparametrize(model[0])
+    assert [target.name for target in select(model)] == ["1.weight"]
+    assert skipped_layers(model) == {"0": "its weight is computed from other parameters"}
