@@ -213,7 +213,10 @@ class CompressionCallback(pl.Callback):
         return [] if self._ownership is None else self._ownership.of(optimizer)
 
     def _settings(self) -> dict[str, Any]:
-        return {name: plain(getattr(self, name)) for name in inspect.signature(type(self)).parameters}
+        # A user's subclass may hand its arguments on as **kwargs, so those of its parents count too.
+        constructors = [cls.__init__ for cls in type(self).__mro__ if issubclass(cls, CompressionCallback)]
+        names = {name for constructor in constructors for name in inspect.signature(constructor).parameters}
+        return {name: plain(getattr(self, name)) for name in sorted(names) if hasattr(self, name)}
 
     def _restore(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
         """Continue from a checkpoint or an earlier fit; return whether the window of before goes on."""
