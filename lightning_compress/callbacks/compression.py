@@ -18,11 +18,12 @@ from torch.utils.hooks import RemovableHandle
 from lightning_compress.callbacks import hooks
 from lightning_compress.callbacks.averaging import averaged_module
 from lightning_compress.callbacks.clock import Moment, Position, check_window, position, resolve_window
-from lightning_compress.callbacks.optimizers import Ownership, gradient_scale, really_stepped
+from lightning_compress.callbacks.optimizers import Ownership, gradient_scale, has_gradients, skipped_by_scaler
 from lightning_compress.callbacks.order import Stage, check_order, refuse_shared_targets
 from lightning_compress.callbacks.state import RunState, plain, restored, states_in
 from lightning_compress.core import CompressionError, Target, TargetError
 
+_PATIENCE = 10
 _RUN = "_lightning_compress_run"  # on a module: the fit that left it as it is
 
 
@@ -50,6 +51,8 @@ class CompressionCallback(pl.Callback):
         self._read: dict[str, Any] | None = None  # what a checkpoint says of this callback
         self._restarted = False  # whether a checkpoint was read
         self._kept: tuple[str, dict[str, Any]] | None = None  # name and state of the last fit
+        self._has_gradients = False  # at the optimizer step that is under way
+        self._waited = 0  # optimizer steps for which a due update has waited for something to read
         self._handles: list[RemovableHandle] = []
 
     # What a subclass says.
@@ -67,10 +70,12 @@ class CompressionCallback(pl.Callback):
     def begin(self, model: nn.Module, *, resumed: bool) -> None:
         """Weights and state are loaded and the window is known; training is about to start."""
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether an update can happen before the first optimizer step; if not, one that is due waits for it."""
-        return True
+    def missing(self) -> list[str]:
+        """Names of the targets of which an update has yet to see something; one that is due waits for them."""
+        return []
+
+    def on_untrained(self, names: Sequence[str]) -> None:
+        """No optimizer trains these targets when training starts."""
 
     def before_step(self, owned: Sequence[int], *, scale: float, due: bool) -> None:
         """Dense, finite gradients of the targets at ``owned`` are ready, multiplied by ``scale``."""
@@ -124,10 +129,13 @@ class CompressionCallback(pl.Callback):
         """Place the window and continue from a checkpoint: under every strategy its weights are loaded by now."""
         refuse_shared_targets(self, trainer.callbacks)  # type: ignore[attr-defined]
         self._ownership = Ownership(trainer.optimizers, self.targets, type(self).__name__)
+        if self._ownership.untrained:
+            self.on_untrained(self._ownership.untrained)
         self.begin(pl_module, resumed=self._restore(trainer, pl_module))
         hook = partial(self._after_optimizer_step, trainer, pl_module)
         self._handles = [optimizer.register_step_post_hook(hook) for optimizer in trainer.optimizers]
-        if self.in_fit.step == 0 and self.is_ready:
+        self._waited = 0
+        if self.in_fit.step == 0:
             self._update_if_due(trainer, pl_module)
 
     def on_before_optimizer_step(
@@ -135,16 +143,20 @@ class CompressionCallback(pl.Callback):
     ) -> None:
         """Show the subclass its gradients; clipping comes after this hook."""
         owned = self.owned_by(optimizer)
+        # Remembered, since some optimizers (SAM) clear the gradients within their step.
+        self._has_gradients = has_gradients([self.targets[place] for place in owned])
         scale = gradient_scale(trainer, optimizer) if owned else None
         if scale is not None:
-            self.before_step(owned, scale=scale, due=self._counts(optimizer) and self._is_due(trainer, ahead=1))
+            self.before_step(owned, scale=scale, due=self._is_due(trainer, ahead=1))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log."""
+        alike = [callback for callback in trainer.callbacks if type(callback) is type(self)]  # type: ignore[attr-defined]
+        suffix = f"_{alike.index(self) + 1}" if alike.index(self) else ""
         for place, (name, value) in enumerate(self.metrics().items()):
-            pl_module.log(name, value, prog_bar=place == 0, on_step=True, on_epoch=False, batch_size=1)
+            pl_module.log(f"{name}{suffix}", value, prog_bar=place == 0, on_step=True, on_epoch=False, batch_size=1)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say what was reached."""
@@ -240,15 +252,17 @@ class CompressionCallback(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer, *_: Any
     ) -> None:
         owned = self.owned_by(optimizer)
-        if not really_stepped(optimizer, [self.targets[place] for place in owned]):
+        if not owned or skipped_by_scaler(optimizer):
             return
         self.after_step(owned)
-        if self._counts(optimizer):
+        stepped = self._has_gradients or has_gradients([self.targets[place] for place in owned])
+        self._has_gradients = False
+        if stepped and self._counts(optimizer):
             self.in_fit.step += 1
             self._update_if_due(trainer, pl_module)
 
     def _update_if_due(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not self._is_due(trainer):
+        if not self._is_due(trainer) or self._must_wait(trainer):
             return
         now = position(self.in_fit.step, trainer, self.in_fit.window)
         self.update(pl_module, now, trainer)
@@ -256,6 +270,20 @@ class CompressionCallback(pl.Callback):
         average = averaged_module(trainer)
         if average is not None:
             self.update_average(average)
+
+    def _must_wait(self, trainer: pl.Trainer) -> bool:
+        missing = self.missing()
+        # All ranks wait, or none: what one has seen another may not have.
+        if trainer.strategy.reduce_boolean_decision(not missing, all=True):
+            return False
+        self._waited += 1
+        if self._waited > _PATIENCE:
+            raise CompressionError(
+                f"{type(self).__name__}: in {_PATIENCE} optimizer steps no gradient or input reached "
+                f"{', '.join(missing[:3]) or 'a parameter on another rank'}; if it is unused, or its parent reads the "
+                f"weight itself, add exclude={missing[0] if missing else '...'!r}, or choose criterion='magnitude'."
+            )
+        return True
 
     def _is_due(self, trainer: pl.Trainer, *, ahead: int = 0) -> bool:
         run = self.in_fit

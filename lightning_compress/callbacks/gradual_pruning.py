@@ -14,7 +14,7 @@ from torch import nn
 from lightning_compress.callbacks.clock import Position
 from lightning_compress.callbacks.compression import CompressionCallback
 from lightning_compress.callbacks.order import Stage
-from lightning_compress.core import CompressionError, ConfigurationError, Target, TargetError, select
+from lightning_compress.core import CheckpointError, CompressionError, ConfigurationError, Target, TargetError, select
 from lightning_compress.core.targets import as_patterns, is_sharded, skipped_layers
 from lightning_compress.pruning.arguments import (
     check_initial,
@@ -109,6 +109,8 @@ class GradualPruning(CompressionCallback):
         one_of("scope", scope, ["global", "layer"])
         check_initial(initial_sparsity, self._finals)
         check_regrow(regrow, drop_fraction, criterion, self._parsed)
+        if criterion == "soft_movement" and schedule == "constant":
+            raise ConfigurationError("criterion='soft_movement' needs a schedule that grows; write schedule='cubic'.")
         check_seed(seed)
         for argument, patterns in {"include": include, "exclude": exclude}.items():
             as_patterns([] if patterns is None else patterns, argument)
@@ -120,8 +122,9 @@ class GradualPruning(CompressionCallback):
     @property
     def state_key(self) -> str:
         """Tells two pruning callbacks of one trainer apart in a checkpoint."""
-        include, _ = self._include
-        return self._generate_state_key(include=include, exclude=self.exclude)
+        patterns = {"include": self._include[0], "exclude": self.exclude}
+        listed = {name: None if given is None else as_patterns(given, name) for name, given in patterns.items()}
+        return self._generate_state_key(**listed)
 
     @property
     def targets(self) -> Sequence[Target]:
@@ -143,6 +146,7 @@ class GradualPruning(CompressionCallback):
     def begin(self, model: nn.Module, *, resumed: bool) -> None:
         """Settle where each pool starts from, and watch the layers' inputs if the criterion reads them."""
         pruner = self._attached()
+        pruner.follow_parameters()
         if pruner.masks is None and self.initial_sparsity == "current":
             pruner.mask_from_zeros()
         self._zeros = pruner.zeros()
@@ -152,10 +156,19 @@ class GradualPruning(CompressionCallback):
         if not self.in_fit.is_over:
             pruner.statistics.watch_inputs()
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether the criterion has what it reads: most need a gradient or an activation first."""
-        return self._attached().statistics.is_complete
+    def missing(self) -> list[str]:
+        """Targets without a gradient or activation yet, if the criterion reads any."""
+        return self._attached().statistics.missing()
+
+    def on_untrained(self, names: Sequence[str]) -> None:
+        """Refuse criteria that read gradients; warn of the others, since such weights cannot recover."""
+        message = f"no optimizer trains {', '.join(names[:3])}{', ...' * (len(names) > 3)}"  # noqa: PLR2004
+        if self._attached().statistics.reads_gradients:
+            raise ConfigurationError(
+                f"criterion={self.criterion!r} reads gradients, but {message}; add exclude={names[0]!r}, or choose "
+                "criterion='magnitude'."
+            )
+        rank_zero_warn(f"GradualPruning: {message}: pruned, these weights cannot recover.")
 
     def before_step(self, owned: Sequence[int], *, scale: float, due: bool) -> None:
         """Read gradients for the criterion, then zero those of pruned weights."""
@@ -213,6 +226,12 @@ class GradualPruning(CompressionCallback):
 
     def load_method_state(self, state: dict[str, Any], *, is_over: bool) -> None:
         """Masks again from the weights' zeros."""
+        if len(state["initial"]) != len(self._pools):
+            raise CheckpointError(
+                f"the checkpoint has {len(state['initial'])} thresholds and this GradualPruning {len(self._pools)}; "
+                "resume with the scope= and sparsity= it was trained with."
+            )
+        self._attached().follow_parameters()
         self._attached().load_state_dict(state["pruner"], goes_on=not is_over)
         for pool, initial in zip(self._pools, state["initial"], strict=True):
             pool.initial = float(initial)
@@ -231,7 +250,12 @@ class GradualPruning(CompressionCallback):
             f"target sparsity {asked / total:.4f}, reached {reached / total:.4f} in {len(sizes)} parameters of "
             f"{total:,} weights."
         )
-        return (sentence if as_asked else f"{sentence} The run ended before the window did.", as_asked)
+        if not as_asked:
+            sentence += " The run ended before the window did."
+        revived = self._attached().revived()
+        if revived:
+            sentence += f" But {revived:,} pruned weights are not zero: something changes them after the optimizer."
+        return sentence, as_asked and not revived
 
     def _select(self, model: nn.Module) -> list[Target]:
         include, argument = self._include

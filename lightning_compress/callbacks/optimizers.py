@@ -22,28 +22,28 @@ class Ownership:
 
     Attributes:
         counted: the optimizer whose steps count: the one that trains most of the targets' weights.
+        untrained: names of the targets that no optimizer trains.
 
     Raises:
         ConfigurationError: no optimizer trains any target.
     """
 
     def __init__(self, optimizers: Sequence[Optimizer], targets: Sequence[Target], name: str) -> None:
-        places = {id(target.parameter): place for place, target in enumerate(targets)}
-        self._owned = {
-            id(optimizer): [places[id(parameter)] for parameter in trained_by(optimizer) if id(parameter) in places]
-            for optimizer in optimizers
-        }
-        if not any(self._owned.values()):
+        self._places = {id(target.parameter): place for place, target in enumerate(targets)}
+        owned = [self.of(optimizer) for optimizer in optimizers]
+        if not any(owned):
             raise ConfigurationError(
                 f"{name}: no optimizer trains any of the {len(targets)} chosen parameters ({targets[0].name}, ...); "
                 "return one from configure_optimizers that does, or choose others with include=."
             )
-        weights = [sum(targets[place].parameter.numel() for place in self.of(optimizer)) for optimizer in optimizers]
+        weights = [sum(targets[place].parameter.numel() for place in places) for places in owned]
         self.counted = optimizers[weights.index(max(weights))]
+        trained = {place for places in owned for place in places}
+        self.untrained = [target.name for place, target in enumerate(targets) if place not in trained]
 
     def of(self, optimizer: Optimizer) -> list[int]:
-        """Positions of the targets that an optimizer trains."""
-        return self._owned.get(id(optimizer), [])
+        """Positions of the targets that an optimizer trains; looked up anew, since groups may be added later."""
+        return [self._places[id(weight)] for weight in trained_by(optimizer) if id(weight) in self._places]
 
 
 def trained_by(optimizer: Optimizer) -> list[torch.Tensor]:
@@ -51,16 +51,18 @@ def trained_by(optimizer: Optimizer) -> list[torch.Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def really_stepped(optimizer: Optimizer, owned: Sequence[Target]) -> bool:
-    """Whether the step that just returned could change any of the optimizer's targets.
+def skipped_by_scaler(optimizer: Optimizer) -> bool:
+    """Whether the step that just returned was none, because a gradient scaler found an infinite gradient.
 
-    A gradient scaler that finds an infinite gradient does not call an ordinary optimizer; a fused one it calls with
-    ``found_inf`` set, and the optimizer does nothing. After a ``training_step`` that returned ``None`` Lightning calls
-    the optimizer without any gradient.
+    An ordinary optimizer it does not even call; a fused one it calls with ``found_inf`` set.
     """
     found_inf = getattr(optimizer, "found_inf", None)
-    has_gradients = any(target.parameter.grad is not None for target in owned)
-    return has_gradients and (found_inf is None or not bool(found_inf))
+    return found_inf is not None and bool(found_inf)
+
+
+def has_gradients(owned: Sequence[Target]) -> bool:
+    """Whether there is any gradient: after a ``training_step`` that returned ``None`` an optimizer steps without."""
+    return any(target.parameter.grad is not None for target in owned)
 
 
 def gradient_scale(trainer: pl.Trainer, optimizer: Optimizer) -> float | None:

@@ -10,6 +10,8 @@ from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils.parametrize import ParametrizationList
 
 from lightning_compress.core.errors import ConfigurationError, TargetError
 
@@ -98,7 +100,9 @@ def skipped_layers(model: nn.Module) -> dict[str, str]:
     skipped = {}
     for path, module in model.named_modules():
         weight = module._parameters.get("weight")  # noqa: SLF001 (getattr would compute a parametrized weight)
-        if _is_layer(module) and weight is None:
+        if isinstance(module, nn.RNNBase):
+            skipped[path.replace(_COMPILED, "")] = "recurrent weights are compressed on request"
+        elif _is_layer(module) and weight is None:
             skipped[path.replace(_COMPILED, "")] = "its weight is computed from other parameters"
         elif _is_layer(module) and weight is not None and not weight.requires_grad:
             skipped[path.replace(_COMPILED, "")] = "it is frozen"
@@ -108,10 +112,13 @@ def skipped_layers(model: nn.Module) -> dict[str, str]:
 def _parameters(model: nn.Module) -> Iterator[Target]:
     modules = dict(model.named_modules())
     names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, parameter in parameters.items():
         names.setdefault(id(parameter), []).append(name)
     for first, *others in names.values():
         path, _, attribute = first.rpartition(".")
+        if isinstance(parameters[first], UninitializedParameter):
+            raise TargetError(f"{first} has no shape yet: pass one batch through the model before the fit.")
         yield Target(
             name=first.replace(_COMPILED, ""),
             module=modules[path],
@@ -147,7 +154,8 @@ def _defaults(model: nn.Module, everything: Sequence[Target]) -> list[Target]:
     return [
         target
         for target in everything
-        if _is_layer_weight(target) and target.parameter.requires_grad and id(target.parameter) not in left_alone
+        if _is_layer_weight(target) and target.parameter.requires_grad and _is_compressible(target.parameter)
+        if id(target.parameter) not in left_alone
     ]
 
 
@@ -158,7 +166,7 @@ def _matching(everything: Sequence[Target], patterns: Patterns, argument: str, m
         found = [
             target
             for target in everything
-            if target.parameter.is_floating_point()
+            if _is_compressible(target.parameter)
             and any(
                 matches(name) and (target.parameter.dim() > 1 or _spells(pattern, name))
                 for name in (target.name, *target.aliases)
@@ -166,6 +174,12 @@ def _matching(everything: Sequence[Target], patterns: Patterns, argument: str, m
         ]
         if not found:
             raise TargetError(_unmatched(pattern, argument, everything, model))
+        computed = [target.name for target in found if isinstance(target.module, ParametrizationList)]
+        if computed and argument != "exclude":
+            raise TargetError(
+                f"{argument}={pattern!r} matches {computed[0]}, from which a parametrization computes a weight: zeros "
+                "there are no zeros of the weight; remove_parametrizations first, or choose others."
+            )
         chosen.update({id(target): target for target in found})
     return [target for target in everything if id(target) in chosen]
 
@@ -192,6 +206,10 @@ def _matcher(pattern: str, argument: str) -> Callable[[str], bool]:
     except re.error as error:
         raise TargetError(f"{argument}={pattern!r} is not a regular expression: {error}.") from error
     return lambda name: compiled.fullmatch(name) is not None
+
+
+def _is_compressible(parameter: torch.Tensor) -> bool:
+    return parameter.is_floating_point() and parameter.numel() > 0
 
 
 def _with_parents(name: str) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.core import CheckpointError, MissingExtraError
+from lightning_compress.core import CheckpointError, ConfigurationError, MissingExtraError
 
 _FORMAT = "lightning_compress/1"
 _LEVEL = 9
@@ -38,6 +37,7 @@ def save_compressed(model: nn.Module | Mapping[str, Tensor], path: str | os.Path
         The file's size in bytes.
 
     Raises:
+        ConfigurationError: something else was given.
         MissingExtraError: the package zstandard is not installed.
         OSError: the disk is full, or the folder not writable; an older file of that name is left as it was.
 
@@ -49,6 +49,11 @@ def save_compressed(model: nn.Module | Mapping[str, Tensor], path: str | os.Path
         True
     """
     state = model.state_dict() if isinstance(model, nn.Module) else model
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ConfigurationError(
+            f"save_compressed({type(model).__name__}): give a module, or a state dict of tensors such as "
+            "checkpoint['state_dict']."
+        )
     stored: dict[str, Tensor] = {}
     layout: dict[str, Any] = {}
     first_names: dict[tuple[Any, ...], str] = {}
@@ -66,12 +71,16 @@ def save_compressed(model: nn.Module | Mapping[str, Tensor], path: str | os.Path
             tensor = tensor.flatten()[kept]
         stored[f"{name}.values"] = _byte_planes(tensor)
     metadata = {"format": _FORMAT, "layout": json.dumps(layout)}
-    blob = _zstandard().ZstdCompressor(level=_LEVEL, threads=-1).compress(safetensors.torch.save(stored, metadata))
+    blob = (
+        _zstandard()
+        .ZstdCompressor(level=_LEVEL, threads=-1, write_checksum=True)
+        .compress(safetensors.torch.save(stored, metadata))
+    )
     return _write_whole(Path(path), blob)
 
 
 def load_compressed(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Read the weights that :func:`save_compressed` wrote, bit for bit.
+    """Read the weights that :func:`save_compressed` wrote: the same numbers, though a negative zero loses its sign.
 
     Args:
         path: the file.
@@ -93,7 +102,15 @@ def load_compressed(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         state: dict[str, Tensor] = {}
         for name, entry in json.loads(metadata["layout"]).items():
             state[name] = state[entry["tied"]] if "tied" in entry else _restore(name, entry, stored)
-    except (zstandard.ZstdError, safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:
+    except (
+        zstandard.ZstdError,
+        safetensors.SafetensorError,
+        KeyError,
+        ValueError,
+        RuntimeError,
+        TypeError,
+        AttributeError,
+    ) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path} is damaged, or was not written by save_compressed: {error}.") from error
@@ -120,15 +137,15 @@ def _from_byte_planes(planes: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _write_whole(path: Path, blob: bytes) -> int:
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with aside.open("wb") as file:
             file.write(blob)
             file.flush()
             os.fsync(file.fileno())
-        Path(aside).replace(path)
+        aside.replace(path)
     except BaseException:
-        Path(aside).unlink(missing_ok=True)
+        aside.unlink(missing_ok=True)
         raise
     return len(blob)
 

@@ -40,7 +40,12 @@ def build(source: Any, task: Task, num_labels: int | None) -> PreTrainedModel:
     Raises:
         ConfigurationError: the source is of another kind, or its head is for another task.
     """
-    require("num_labels", num_labels, "None or a number from 1", holds=num_labels is None or num_labels >= 1)
+    require(
+        "num_labels",
+        num_labels,
+        "None or a number from 1",
+        holds=num_labels is None or (isinstance(num_labels, int) and num_labels >= 1),
+    )
     labels: dict[str, Any] = {} if num_labels is None else {"num_labels": num_labels}
     loader, _ = _HEADS[task]
     if isinstance(source, PreTrainedModel):

@@ -72,6 +72,7 @@ class Pruner:
         self._criterion = find_criterion(criterion)
         self._regrow = regrow
         self._soft = criterion == "soft_movement"
+        self._foreign = callable(criterion)  # a user's function may work in place
         self._seed = seed
         names = set(statistics_of(self._criterion))
         # A movement score may bring a weight back, so the value it had must be kept.
@@ -106,7 +107,21 @@ class Pruner:
             for index in seen:
                 soft_movement.regularize_(self.statistics.running("movement")[index], self.strength)
         if self.masks is not None:
-            apply_([self._gradient(index) for index in seen], [self.masks[index] for index in seen])
+            dense = [index for index in seen if not self.targets[index].parameter.grad.is_sparse]  # type: ignore[union-attr]
+            apply_([self._gradient(index) for index in dense], [self.masks[index] for index in dense])
+
+    def follow_parameters(self) -> None:
+        """Move what is kept beside the parameters to where they are now: Lightning moves models after ``setup``."""
+        self.statistics.follow_parameters()
+        if self._held is not None:
+            self._held = [held.to(parameter) for held, parameter in zip(self._held, self.parameters, strict=True)]
+
+    def revived(self) -> int:
+        """How many pruned weights are not zero, which nothing but foreign code brings about."""
+        if self.masks is None:
+            return 0
+        pairs = zip(self.parameters, self.masks, strict=True)
+        return sum(int(((parameter != 0) & (mask == 0)).sum()) for parameter, mask in pairs)
 
     def enforce(self, owned: Sequence[int] | None = None) -> None:
         """Zero what an optimizer step moved of the pruned weights."""
@@ -237,12 +252,15 @@ class Pruner:
 
     def _score(self, index: int) -> Tensor:
         target = self.targets[index]
-        scores = self._criterion(target.parameter.detach(), self.statistics.of(index)).float()
-        if scores.shape != target.parameter.shape:
+        weight = target.parameter.detach()
+        scores = self._criterion(weight.clone() if self._foreign else weight, self.statistics.of(index))
+        if not isinstance(scores, Tensor) or scores.shape != weight.shape:
+            shape = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
             raise CompressionError(
-                f"the criterion gave scores of shape {list(scores.shape)} for {target.name} of shape "
-                f"{list(target.parameter.shape)}; it must give one for each weight."
+                f"the criterion gave scores of shape {shape} for {target.name} of shape {list(weight.shape)}; it must "
+                "return a tensor with one score for each weight."
             )
+        scores = scores.float()
         if self._held is not None or self.masks is None:
             return scores
         return without_pruned(scores, self.masks[index])
@@ -250,10 +268,7 @@ class Pruner:
     def _deserves_growth(self, index: int, step: int) -> Tensor:
         captured = self._growth[index]
         if self._regrow == "gradient":
-            gradient = self.targets[index].parameter.grad
-            if captured is None and gradient is not None:
-                captured = gradient.detach().abs().float()
-            return captured if captured is not None else torch.zeros_like(self.targets[index].parameter).float()
+            return self._gradient(index).abs().float() if captured is None else captured
         generator = torch.Generator().manual_seed(hash((self._seed, step, index)) % (1 << 63))
         parameter = self.targets[index].parameter
         return torch.rand(parameter.shape, generator=generator).to(parameter.device)
@@ -275,7 +290,9 @@ class Pruner:
 
     def _gradient(self, index: int) -> Tensor:
         gradient = self.targets[index].parameter.grad
-        return torch.zeros_like(self.targets[index].parameter) if gradient is None else gradient.detach()
+        if gradient is None:
+            return torch.zeros_like(self.targets[index].parameter)
+        return gradient.detach().to_dense() if gradient.is_sparse else gradient.detach()
 
 
 def _laid_out(mask: Tensor, parameter: Tensor) -> Tensor:

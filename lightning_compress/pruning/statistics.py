@@ -14,6 +14,7 @@ All are float32. Running means are exponential with ``DECAY`` a step.
 
 from __future__ import annotations
 
+import sys
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
@@ -83,7 +84,7 @@ class Statistics:
         }
         # Mean squares of inputs, made at the first batch, when the number of features is known.
         self._squares: dict[int, Tensor] = {}
-        self._gradients_seen = False
+        self._seen: set[int] = set()  # targets that had a gradient
         self._handles: list[RemovableHandle] = []
 
     @property
@@ -91,10 +92,18 @@ class Statistics:
         """Whether :meth:`observe_gradient` has anything to do."""
         return bool(self._running)
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether something was seen of everything that is to be gathered."""
-        return (self._gradients_seen or not self._running) and (bool(self._squares) or "input_norm" not in self._names)
+    def missing(self) -> list[str]:
+        """Names of the targets of which a gradient or an input is still to be seen."""
+        everything = range(len(self._targets))
+        missing = set(everything) - self._seen if self._running else set()
+        missing |= set(everything) - set(self._squares) if "input_norm" in self._names else set()
+        return [self._targets[index].name for index in sorted(missing)]
+
+    def follow_parameters(self) -> None:
+        """Move the accumulators to the devices on which the parameters are now."""
+        for name, running in self._running.items():
+            pairs = zip(running, self._targets, strict=True)
+            self._running[name] = [tensor.to(target.parameter.device) for tensor, target in pairs]
 
     def of(self, index: int) -> Mapping[str, Tensor]:
         """The statistics of one target, each made when it is read."""
@@ -113,7 +122,7 @@ class Statistics:
             gradient: dense and unscaled.
             weight: the value that the gradient is multiplied with.
         """
-        self._gradients_seen = True
+        self._seen.add(index)
         for name, running in self._running.items():
             _FROM_GRADIENTS[name](running[index], gradient.float(), weight.float())
 
@@ -129,6 +138,8 @@ class Statistics:
                 )
             hook = _InputHook(self._squares, index, target)
             self._handles.append(target.module.register_forward_pre_hook(hook, with_kwargs=True))
+        if "torch._dynamo" in sys.modules:
+            torch.compiler.reset()  # a graph compiled without the hooks would go on without them
 
     def unwatch(self) -> None:
         """Take the hooks away again."""
@@ -160,9 +171,10 @@ class Statistics:
         if not isinstance(state, Mapping):
             raise CheckpointError(f"the checkpoint holds {state!r} in place of statistics.")
         for name, running in self._running.items():
-            for target, tensor in zip(self._targets, running, strict=True):
+            for index, (target, tensor) in enumerate(zip(self._targets, running, strict=True)):
                 tensor.copy_(_saved(state.get(name, {}), name, target, tensor.shape))
-        self._gradients_seen = any(bool(tensor.any()) for running in self._running.values() for tensor in running)
+                if bool(tensor.any()):
+                    self._seen.add(index)
         if "input_norm" in self._names and state["input_norm"]:
             for index, target in enumerate(self._targets):
                 square = _saved(state["input_norm"], "input_norm", target, None)
@@ -171,7 +183,7 @@ class Statistics:
     def _read(self, name: str, index: int) -> Tensor:
         target = self._targets[index]
         if name in self._running:
-            if not self._gradients_seen:
+            if index not in self._seen:
                 raise CompressionError(
                     f"the criterion reads {name!r} of {target.name}, but no gradient was seen before this update: call "
                     "step() of the optimizers that self.optimizers() returns, or choose criterion='magnitude'."

@@ -76,6 +76,10 @@ CASES = [
     _pruning("movement", _sparse(0.5), sparsity=0.5, criterion="movement"),
     _pruning("wanda", _sparse_layers(0.75), sparsity=0.75, criterion="wanda", scope="layer"),
     _pruning("fisher", _sparse(0.625), sparsity=0.625, criterion="fisher", schedule="linear"),
+    _pruning("taylor", _sparse(0.5), sparsity=0.5, criterion="taylor", schedule="exponential"),
+    _pruning("soft-movement", _sparse(0.5), sparsity=0.5, criterion="soft_movement"),
+    _pruning("random", _sparse(0.75), sparsity=0.75, criterion="random"),
+    _pruning("blocks", _sparse(0.75), sparsity=0.75, pattern="2x4", criterion="magnitude"),
     _pruning("two-of-four", _two_of_four, criterion="magnitude", pattern="2:4"),
     _pruning(
         "regrow",

@@ -121,10 +121,10 @@ class Split(Manual):
 
 
 def test_several_optimizers_that_share_the_targets(case):
-    callback = case.make(**WINDOW)
+    callback = case.make(start=3, end=9, every=3)  # by the third step both optimizers have shown their gradients
     updates = record_updates(callback, "body.3.weight")
     run = fit(Split(), callback)
-    assert updates == UPDATES
+    assert updates == [3, 6, 9]
     assert adam_steps(run, "body.3.weight") == 16
     assert adam_steps(run, "body.0.weight") == 8
     assert case.holds(run.lightning_module)
