@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import uuid
 from abc import abstractmethod
 from collections.abc import Sequence
 from functools import partial
@@ -18,13 +17,13 @@ from torch.utils.hooks import RemovableHandle
 from lightning_compress.callbacks import hooks
 from lightning_compress.callbacks.averaging import averaged_module
 from lightning_compress.callbacks.clock import Moment, Position, check_window, position, resolve_window
+from lightning_compress.callbacks.handover import Handover, write
 from lightning_compress.callbacks.optimizers import Ownership, gradient_scale, has_gradients, skipped_by_scaler
 from lightning_compress.callbacks.order import Stage, check_order, refuse_shared_targets
-from lightning_compress.callbacks.state import RunState, plain, restored, states_in
+from lightning_compress.callbacks.state import RunState, plain, restored
 from lightning_compress.core import CompressionError, Target, TargetError
 
 _PATIENCE = 10
-_RUN = "_lightning_compress_run"  # on a module: the fit that left it as it is
 
 
 class CompressionCallback(pl.Callback):
@@ -48,9 +47,7 @@ class CompressionCallback(pl.Callback):
         self.every = every
         self.run: RunState | None = None  # None outside of a fit
         self._ownership: Ownership | None = None
-        self._read: dict[str, Any] | None = None  # what a checkpoint says of this callback
-        self._restarted = False  # whether a checkpoint was read
-        self._kept: tuple[str, dict[str, Any]] | None = None  # name and state of the last fit
+        self._handover = Handover()
         self._has_gradients = False  # at the optimizer step that is under way
         self._waited = 0  # optimizer steps for which a due update has waited for something to read
         self._handles: list[RemovableHandle] = []
@@ -116,7 +113,7 @@ class CompressionCallback(pl.Callback):
         if stage != "fit":
             return
         check_order(trainer.callbacks)  # type: ignore[attr-defined]
-        self._read, self._restarted = None, False
+        self._handover.forget_checkpoint()
         hooks.install(pl_module)
         try:
             self.prepare(pl_module)
@@ -169,9 +166,7 @@ class CompressionCallback(pl.Callback):
         if stage != "fit":
             return
         if self.run is not None:
-            name = uuid.uuid4().hex
-            pl_module.__dict__[_RUN] = name
-            self._kept = (name, self.state())
+            self._handover.keep(pl_module, self.state())
             self.end_fit()
         while self._handles:
             self._handles.pop().remove()
@@ -188,26 +183,20 @@ class CompressionCallback(pl.Callback):
     ) -> None:
         """Add the state to checkpoints that are saved after a fit; during it the module's own hook does."""
         if not hooks.is_installed(pl_module):
-            self.write_state(checkpoint)
+            self._handover.write_kept(checkpoint, self.state_key)
 
     # State.
 
     def write_state(self, checkpoint: dict[str, Any]) -> None:
         """Put this callback's state into a checkpoint."""
-        if self.run is not None:
-            checkpoint.setdefault(hooks.CHECKPOINT_KEY, {})[self.state_key] = self.state()
-        elif self._kept is not None:
-            checkpoint.setdefault(hooks.CHECKPOINT_KEY, {})[self.state_key] = self._kept[1]
+        if self.run is None:
+            self._handover.write_kept(checkpoint, self.state_key)
+        else:
+            write(checkpoint, self.state_key, self.state())
 
     def read_state(self, checkpoint: dict[str, Any]) -> None:
         """Remember this callback's state in a checkpoint until the weights are loaded."""
-        states = states_in(checkpoint, hooks.CHECKPOINT_KEY)
-        self._read, self._restarted = states.get(self.state_key), True
-        if states and self._read is None:
-            rank_zero_warn(
-                f"the checkpoint has the state of {', '.join(states)}, but none of {self.state_key}, which starts "
-                "anew; to go on where it stopped, give it the include= and exclude= it was trained with."
-            )
+        self._handover.read(checkpoint, self.state_key)
 
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs to end like one that was never interrupted."""
@@ -232,14 +221,10 @@ class CompressionCallback(pl.Callback):
 
     def _restore(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
         """Continue from a checkpoint or an earlier fit; return whether the window of before goes on."""
-        state = self._read
-        if not self._restarted and self._kept is not None and pl_module.__dict__.get(_RUN) == self._kept[0]:
-            state = self._kept[1]
-        self._read = self._kept = None
-        name = type(self).__name__
+        state, name = self._handover.take(pl_module), type(self).__name__
         if state is not None:
             self.run = restored(state, self._settings(), self.load_method_state, trainer, name)
-            if self._restarted or trainer.global_step > 0:
+            if self._handover.from_checkpoint or trainer.global_step > 0:
                 return True
         window = resolve_window(name, self.start, self.end, self.every, trainer)
         self.run = RunState.beginning(window, trainer, name)

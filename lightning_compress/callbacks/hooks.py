@@ -16,8 +16,6 @@ import pytorch_lightning as pl
 if TYPE_CHECKING:
     from lightning_compress.callbacks.compression import CompressionCallback
 
-CHECKPOINT_KEY = "lightning_compress"
-
 _ORIGINALS = "_lightning_compress_originals"
 
 

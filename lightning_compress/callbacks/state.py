@@ -70,18 +70,6 @@ class RunState:
         return {"window": plain(self.window.state_dict()), "step": self.step, "last": last}
 
 
-def states_in(checkpoint: Mapping[str, Any], key: str) -> dict[str, dict[str, Any]]:
-    """The states of all callbacks in a checkpoint, by their keys; none if it was written without any.
-
-    Raises:
-        CheckpointError: what stands there is something else.
-    """
-    states = checkpoint.get(key, {})
-    if not isinstance(states, dict) or not all(isinstance(state, dict) for state in states.values()):
-        raise CheckpointError(f"checkpoint[{key!r}] is damaged: it is no mapping from callbacks to their states.")
-    return states
-
-
 def restored(
     state: Mapping[str, Any],
     settings: Mapping[str, Any],

@@ -9,7 +9,7 @@
 ``noise``       uniform random numbers in [0, 1), fixed by the seed and the parameter's name
 ==============  =====================================================================================
 
-All are float32. Running means are exponential with ``DECAY`` a step.
+All are float32. Running means are exponential, see :mod:`lightning_compress.pruning.running`.
 """
 
 from __future__ import annotations
@@ -21,24 +21,20 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from lightning_compress.core import CheckpointError, CompressionError, ConfigurationError, Target
-
-DECAY = 0.95
-
-
-def _mean(running: Tensor, value: Tensor) -> None:
-    running.lerp_(value, 1.0 - DECAY)
+from lightning_compress.pruning.inputs import InputHook, beside_weight
+from lightning_compress.pruning.running import DECAY, update_mean
 
 
 def _gradient(running: Tensor, gradient: Tensor, weight: Tensor) -> None:  # noqa: ARG001
-    _mean(running, gradient)
+    update_mean(running, gradient)
 
 
 def _taylor(running: Tensor, gradient: Tensor, weight: Tensor) -> None:
-    _mean(running, (gradient * weight).abs_())
+    update_mean(running, (gradient * weight).abs_())
 
 
 def _fisher(running: Tensor, gradient: Tensor, weight: Tensor) -> None:  # noqa: ARG001
@@ -131,12 +127,7 @@ class Statistics:
         if "input_norm" not in self._names or self._handles:
             return
         for index, target in enumerate(self._targets):
-            if isinstance(target.module, (nn.Embedding, nn.RNNBase)) or target.parameter.dim() < 2:  # noqa: PLR2004
-                raise ConfigurationError(
-                    f"the activation norms that the criterion reads are not defined for {target.name} of "
-                    f"{type(target.module).__name__}; add exclude={target.name!r}."
-                )
-            hook = _InputHook(self._squares, index, target)
+            hook = InputHook(self._squares, index, target)
             self._handles.append(target.module.register_forward_pre_hook(hook, with_kwargs=True))
         if "torch._dynamo" in sys.modules:
             torch.compiler.reset()  # a graph compiled without the hooks would go on without them
@@ -199,7 +190,7 @@ class Statistics:
                     f"no training batch passed through {target.name}: its {type(target.module).__name__} is not "
                     f"called (its parent may read the weight itself); add exclude={target.name!r}."
                 )
-            return _beside_weight(self._squares[index].sqrt(), target)
+            return beside_weight(self._squares[index].sqrt(), target)
         raise ConfigurationError(
             f"the criterion reads statistics[{name!r}] without saying so: decorate it with @needs({name!r})."
         )
@@ -230,61 +221,3 @@ class _Reader(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._names)
-
-
-_ATTENTION_INPUTS = ("query", "key", "value")
-_READ_BY = {
-    "in_proj_weight": _ATTENTION_INPUTS,
-    "q_proj_weight": ("query",),
-    "k_proj_weight": ("key",),
-    "v_proj_weight": ("value",),
-}
-
-
-class _InputHook:
-    """Keeps a running mean square of a module's inputs, one value an input feature."""
-
-    def __init__(self, squares: dict[int, Tensor], index: int, target: Target) -> None:
-        self._squares = squares
-        self._index = index
-        self._target = target
-
-    @torch.no_grad()
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not module.training:
-            return
-        square = torch.cat([_mean_square(tensor, module) for tensor in self._read_by_weight(args, kwargs)])
-        if self._index in self._squares:
-            _mean(self._squares[self._index], square)
-        else:
-            self._squares[self._index] = square
-
-    def _read_by_weight(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-        if not isinstance(self._target.module, nn.MultiheadAttention):
-            return [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)][:1]
-        given = dict(zip(_ATTENTION_INPUTS, args, strict=False)) | kwargs
-        return [given[name] for name in _READ_BY[self._target.attribute]]
-
-
-def _mean_square(tensor: Tensor, module: nn.Module) -> Tensor:
-    spatial = len(getattr(module, "kernel_size", ()))  # zero for everything but convolutions
-    # Features last, whatever else there is flattened before them.
-    rows = tensor.detach().float().movedim(tensor.dim() - 1 - spatial, -1)
-    return rows.reshape(-1, rows.shape[-1]).square().mean(0)
-
-
-def _beside_weight(norm: Tensor, target: Target) -> Tensor:
-    """Reshape one value an input feature so that it broadcasts to the weight."""
-    weight = target.parameter
-    output, inputs = target.dims
-    if isinstance(target.module, nn.MultiheadAttention):
-        parts = norm.view(-1, weight.shape[inputs])
-        return parts.repeat_interleave(weight.shape[output] // len(parts), dim=0)
-    groups = norm.numel() // weight.shape[inputs]
-    shape = [1] * weight.dim()
-    if groups == 1 or inputs == 0:
-        shape[inputs] = -1
-        return norm.view(shape)
-    # A grouped convolution: each group of outputs reads its own inputs.
-    shape[output], shape[inputs] = weight.shape[output], weight.shape[inputs]
-    return norm.view(groups, -1).repeat_interleave(weight.shape[output] // groups, dim=0).view(shape)
