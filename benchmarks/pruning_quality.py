@@ -190,7 +190,7 @@ def criteria(points: Points, best: dict[str, Any]) -> list[tuple[str, float, flo
 def full_set(points: Points, best: dict[str, dict[str, Any]]) -> list[tuple[str, float]]:
     """Test accuracies at 90 % with all training sentences."""
     dense = get(points, {"method": "dense", "data": "full", "seed": 0})["test"]
-    return [("dense", dense)] + [
+    return [("dense", dense)] + [  # the pruned models start from this one
         (method, accuracies(points, method, best[method], 0.9, data="full", seeds=[0])[0]) for method in ENDS
     ]
 
@@ -215,6 +215,9 @@ def main() -> None:
             if len(rows) == len(ENDS):
                 difference = [ours - theirs for ours, theirs in zip(*rows.values(), strict=True)]
                 print(f"\nPaired difference: {interval(difference)}")
+    if only is None:
+        dense = [get(points, {"method": "dense", "data": "rt-3k", "seed": seed})["test"] for seed in SEEDS]
+        print(f"\nDense, rt-3k, 3 seeds: {interval(dense)}")
     if only in (None, "criteria"):
         rows = criteria(points, best["ours"])
         show("Criteria at 90 %, rt-3k, seed 0", ("criterion", "validation", "test"), rows)
