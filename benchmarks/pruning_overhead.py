@@ -22,7 +22,7 @@ from benchmarks.points import Points
 from examples.rotten_tomatoes import minilm
 from lightning_compress import GradualPruning, TransformerModule
 
-PAIRS = 60  # steps of each kind
+PAIRS = 40  # steps of each kind
 BATCH, TOKENS = 32, 32
 
 

@@ -38,6 +38,7 @@ CACHE = Path(".cache") / "pruning_quality"
 LEARNING_RATES = (5e-5, 2e-4, 4e-4)
 # Where pruning ends, as a share of the run; ModelPruning acts at the end of an epoch only.
 ENDS = {"ours": (0.5, 0.7), "ModelPruning": (1 / 3, 2 / 3)}
+BY_LAYER = ("wanda", "movement", "soft_movement")  # as published: their scores compare within a layer
 CRITERIA = ("magnitude", "fisher", "taylor", "wanda", "movement", "soft_movement", "random")
 
 
@@ -97,7 +98,7 @@ def pruning(module: TransformerModule, settings: dict[str, Any]) -> pl.Callback:
     sparsity, end = settings["sparsity"], settings["end"]
     if settings["method"] == "ours":
         criterion = settings["criterion"]
-        scope = "layer" if criterion == "wanda" else "global"  # activation norms compare within a layer
+        scope = "layer" if criterion in BY_LAYER else "global"
         return GradualPruning(sparsity, include=ENCODER, end=end, criterion=criterion, scope=scope)
     epochs = round(end * EPOCHS)
 
