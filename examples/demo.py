@@ -6,6 +6,7 @@ Run by ``make demo``; at most ten minutes on two cores.
 from __future__ import annotations
 
 import argparse
+import logging
 import tempfile
 import warnings
 from pathlib import Path
@@ -112,7 +113,10 @@ def quieten() -> None:
     """Keep other libraries' advice off the screen."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for advice in (".*does not have many workers.*", ".*LeafSpec.*"):
+        warnings.filterwarnings("ignore", advice)
 
 
 if __name__ == "__main__":

@@ -246,8 +246,9 @@ class Pruner:
             growth = [self._deserves_growth(index, step) for index in members]
             return exchange(scores, growth, sparsity=sparsity, fraction=exchanged, pattern=self.pattern, dims=dims)
         chosen = keep_largest(scores, sparsity=sparsity, pattern=self.pattern, dims=dims)
-        if self._held is not None or self.masks is None:
+        if self._held is not None or self.masks is None or self.pattern.members == 1:
             return chosen
+        # A unit that stays may have members that were zero from the start.
         return [mask & self.masks[index].bool() for mask, index in zip(chosen, members, strict=True)]
 
     def _score(self, index: int) -> Tensor:

@@ -88,12 +88,13 @@ def _number(key: int) -> float:
 
 
 def _upper(tensor: Tensor) -> Tensor:
-    return (_sortable(tensor).flatten() >> _HALF) + _BINS // 2
+    return (_sortable(tensor).flatten() >> _HALF).add_(_BINS // 2)
 
 
 def _lower(tensor: Tensor, upper_bin: int) -> Tensor:
     keys = _sortable(tensor).flatten()
-    return keys[(keys >> _HALF) + _BINS // 2 == upper_bin] & _LOW_HALF
+    first = (upper_bin - _BINS // 2) << _HALF
+    return keys[(keys >= first) & (keys <= first + _LOW_HALF)] & _LOW_HALF
 
 
 def _refuse_nan(upper: Tensor, scores: Sequence[Tensor]) -> None:
