@@ -105,7 +105,6 @@ def test_every_criterion_and_schedule_is_accepted_by_name(criterion, schedule):
         {"criterion": needs("fisher")(lambda weight, statistics: statistics["fisher"])},
         {"include": ["*.attention.*"], "exclude": "*.output.*"},
     ],
-    ids=str,
 )
 def test_combinations_that_work(arguments):
     GradualPruning(**arguments)
