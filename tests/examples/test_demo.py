@@ -7,7 +7,7 @@ from pathlib import Path
 
 def test_the_demo_prints_before_and_after():
     root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "examples.demo", "--sentences", "192", "--test-sentences", "32"]
+    command = [sys.executable, "-m", "examples.demo", "--sentences", "352", "--test-sentences", "32"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "subset" in done.stdout
