@@ -76,7 +76,9 @@ class SmallCNN(pl.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         widths = [1, 32, 64, 128, 128]
-        convolutions = [layer for i, o in pairwise(widths) for layer in (nn.Conv2d(i, o, 3, padding=1), nn.ReLU())]
+        convolutions = [
+            layer for i, o in pairwise(widths) for layer in (nn.Conv2d(i, o, 3, stride=2, padding=1), nn.ReLU())
+        ]
         self.net = nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10))
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
