@@ -49,6 +49,7 @@ class CompressionCallback(pl.Callback):
         self._ownership: Ownership | None = None
         self._handover = Handover()
         self._has_gradients = False  # at the optimizer step that is under way
+        self._logged: dict[str, float] = {}  # in this fit
         self._waited = 0  # optimizer steps for which a due update has waited for something to read
         self._handles: list[RemovableHandle] = []
 
@@ -131,7 +132,7 @@ class CompressionCallback(pl.Callback):
         self.begin(pl_module, resumed=self._restore(trainer, pl_module))
         hook = partial(self._after_optimizer_step, trainer, pl_module)
         self._handles = [optimizer.register_step_post_hook(hook) for optimizer in trainer.optimizers]
-        self._waited = 0
+        self._waited, self._logged = 0, {}
         if self.in_fit.step == 0:
             self._update_if_due(trainer, pl_module)
 
@@ -149,10 +150,14 @@ class CompressionCallback(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log."""
+        """Log what changed; Lightning keeps showing a figure until the epoch ends, and taking one in is not free."""
+        metrics = self.metrics()
+        if batch_idx > 0 and metrics == self._logged:
+            return
+        self._logged = metrics
         alike = [callback for callback in trainer.callbacks if type(callback) is type(self)]  # type: ignore[attr-defined]
         suffix = f"_{alike.index(self) + 1}" if alike.index(self) else ""
-        for place, (name, value) in enumerate(self.metrics().items()):
+        for place, (name, value) in enumerate(metrics.items()):
             pl_module.log(f"{name}{suffix}", value, prog_bar=place == 0, on_step=True, on_epoch=False, batch_size=1)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

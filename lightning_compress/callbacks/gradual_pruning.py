@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -119,7 +119,7 @@ class GradualPruning(CompressionCallback):
         self._zeros: list[int] = []
         self._averaged: tuple[nn.Module, list[Target]] | None = None
 
-    @property
+    @cached_property  # Lightning asks for it around each of its hooks
     def state_key(self) -> str:
         """Tells two pruning callbacks of one trainer apart in a checkpoint."""
         patterns = {"include": self._include[0], "exclude": self.exclude}

@@ -95,20 +95,20 @@ class Pruner:
             gather: take the gradients into the statistics.
             capture: keep the gradients' magnitudes for regrowth at this step.
         """
-        seen = [index for index in owned if self.targets[index].parameter.grad is not None]
-        for index in seen:
+        for index in owned:
+            if self.targets[index].parameter.grad is None:
+                continue
             gradient = self._gradient(index)
             if gather and self.statistics.reads_gradients:
                 unscaled = gradient if scale == 1.0 else gradient / scale
                 self.statistics.observe_gradient(index, unscaled, self._dense_weight(index))
+            if gather and self._soft and self.strength:
+                soft_movement.regularize_(self.statistics.running("movement")[index], self.strength)
             if capture:
                 self._growth[index] = gradient.abs().float()
-        if gather and self._soft and self.strength:
-            for index in seen:
-                soft_movement.regularize_(self.statistics.running("movement")[index], self.strength)
-        if self.masks is not None:
-            dense = [index for index in seen if not self.targets[index].parameter.grad.is_sparse]  # type: ignore[union-attr]
-            apply_([self._gradient(index) for index in dense], [self.masks[index] for index in dense])
+            # While the gradient is still in the processor's cache; not all of them in a second pass.
+            if self.masks is not None and not self.targets[index].parameter.grad.is_sparse:  # type: ignore[union-attr]
+                apply_([gradient], [self.masks[index]])
 
     def follow_parameters(self) -> None:
         """Move what is kept beside the parameters to where they are now: Lightning moves models after ``setup``."""

@@ -9,7 +9,7 @@ from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.plugins import MixedPrecision
 
 from lightning_compress import ConfigurationError, GradualPruning
-from tests.conformance.tiny import WEIGHTS, WINDOW, Tiny, fit, weights, zeros
+from tests.conformance.tiny import WEIGHTS, WINDOW, Tiny, Validated, fit, weights, zeros
 
 SIZE = 16 * 8 + 16 * 16
 
@@ -134,12 +134,13 @@ def test_second_fit_is_never_denser():
 
 
 @pytest.mark.parametrize("layers", [False, True])
-def test_sparsity_is_logged(layers, tmp_path):
+@pytest.mark.parametrize("kind", [Tiny, Validated])
+def test_sparsity_is_logged(kind, layers, tmp_path):
     names = {"sparsity/total"} | ({f"sparsity/{name}" for name in WEIGHTS} if layers else set())
     logger = CSVLogger(tmp_path)
-    model = Tiny()
+    model = kind()
     callback = GradualPruning(0.75, log_layers=layers, **WINDOW)
-    run = fit(model, callback, logger=logger, log_every_n_steps=1)
+    run = fit(model, callback, logger=logger, log_every_n_steps=1, val_check_interval=0.5)
     assert {name for name in run.callback_metrics if "sparsity" in name} == names
     assert run.callback_metrics["sparsity/total"] == zeros(model) / SIZE
     assert "sparsity/total" in run.progress_bar_metrics

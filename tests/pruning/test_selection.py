@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_compress.core import CompressionError
+from lightning_compress.pruning import selection
 from lightning_compress.pruning.selection import drop_smallest, smallest_kept
 
 ANY_FLOAT = st.floats(width=32, allow_nan=False)
@@ -105,6 +106,44 @@ def test_scores_are_left_as_they_were():
     drop_smallest(scores, 2)
     assert scores[0].tolist() == [3.0, 0.0, 1.0]
     assert np.signbit(scores[0].detach().numpy()).tolist() == [False, True, False]
+
+
+SHARES = (0.0, 0.001, 0.3, 0.5, 0.75, 0.999, 1.0)
+
+
+def _pruned_already(scores):
+    return [score.masked_fill(score < 0.5, -torch.inf) for score in scores]
+
+
+def _mostly_tied(scores):
+    return [score.round() for score in scores]
+
+
+def _in_step_with_the_sample(scores):
+    """What the sample sees says nothing about the rest."""
+    for score in scores:
+        score.view(-1)[::64] += 100.0
+    return scores
+
+
+@pytest.mark.parametrize("spoil", [list, _pruned_already, _mostly_tied, _in_step_with_the_sample])
+@pytest.mark.parametrize("share", SHARES)
+def test_many_scores_agree_with_a_stable_sort(spoil, share):
+    generator = torch.Generator().manual_seed(0)
+    scores = spoil([torch.randn(size, generator=generator) for size in ((300, 200), (77,), (64, 64, 9))])
+    count = round(share * sum(score.numel() for score in scores))
+    np.testing.assert_array_equal(as_one(drop_smallest(scores, count)), kept_by_numpy(scores, count))
+
+
+def test_only_scores_near_the_threshold_are_counted_closely(monkeypatch):
+    looked_at = []
+    exact = selection._exact_threshold
+    monkeypatch.setattr(
+        selection, "_exact_threshold", lambda values, count: looked_at.extend(values) or exact(values, count)
+    )
+    scores = torch.randn(1_000, 1_000, generator=torch.Generator().manual_seed(0))
+    drop_smallest([scores], 800_000)
+    assert sum(map(len, looked_at)) < 0.05 * scores.numel()
 
 
 QUIET, NEGATIVE, SMALL_PAYLOAD, NEGATIVE_SMALL_PAYLOAD = 0x7FC00000, 0xFFC00000, 0x7F800001, 0xFF800001
