@@ -10,30 +10,23 @@ Points are saved as they end: run it again to go on, or to print the tables.
 from __future__ import annotations
 
 import argparse
-import math
 import platform
-import statistics
 import warnings
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from filelock import FileLock
 from pytorch_lightning.callbacks import ModelPruning
 from torch import nn
 
+from benchmarks.fine_tuning import EPOCHS, LEARNING_RATE, dense, fit, interval, judge, show
 from benchmarks.points import Points
-from examples.rotten_tomatoes import RottenTomatoes, minilm
 from lightning_compress import GradualPruning, TransformerModule
 
-EPOCHS = 3
 SPARSITIES = (0.9, 0.8, 0.95)
 SEEDS = (0, 1, 2)
 ENCODER = "*.encoder.layer.*.weight"
-SENTENCES = {"rt-3k": 3_000, "full": None}
-CACHE = Path(".cache") / "pruning_quality"
 
 LEARNING_RATES = (5e-5, 2e-4, 4e-4)
 # Where pruning ends, as a share of the run; ModelPruning acts at the end of an epoch only.
@@ -42,55 +35,16 @@ BY_LAYER = ("wanda", "movement", "soft_movement")  # as published: their scores 
 CRITERIA = ("magnitude", "fisher", "taylor", "wanda", "movement", "soft_movement", "random")
 
 
-def dense(data: str, seed: int) -> dict[str, torch.Tensor]:
-    """Weights of the fine-tuned dense model, kept in an ignored folder."""
-    path = CACHE / f"dense-{data}-{seed}.pt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
-        if not path.exists():
-            pl.seed_everything(seed, verbose=False)
-            module = TransformerModule(minilm(), num_labels=2, learning_rate=5e-5)
-            fit(module, data, seed, [])
-            torch.save(module.state_dict(), path)
-    weights: dict[str, torch.Tensor] = torch.load(path, weights_only=True)
-    return weights
-
-
-def fit(module: TransformerModule, data: str, seed: int, callbacks: list[pl.Callback]) -> None:
-    """Three epochs; the seed fixes dropout, the classifier's first weights and the order of batches."""
-    trainer = pl.Trainer(
-        max_epochs=EPOCHS,
-        accelerator="cpu",
-        callbacks=callbacks,
-        gradient_clip_val=1.0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-    )
-    trainer.fit(module, datamodule=RottenTomatoes(training_sentences=SENTENCES[data], seed=seed))
-
-
 def measure(settings: dict[str, Any]) -> dict[str, float]:
     """Train one point and evaluate it."""
     data, seed = settings["data"], settings["seed"]
-    pl.seed_everything(seed, verbose=False)
-    module = TransformerModule(minilm(), num_labels=2, learning_rate=settings.get("learning_rate", 5e-5))
-    module.load_state_dict(dense(data, seed))
+    module = dense(data, seed, learning_rate=settings.get("learning_rate", LEARNING_RATE))
     pl.seed_everything(seed, verbose=False)
     if settings["method"] != "dense":
         fit(module, data, seed, [pruning(module, settings)])
-    judge = pl.Trainer(logger=False, enable_progress_bar=False, enable_model_summary=False, accelerator="cpu")
-    sentences = RottenTomatoes()
-    result = {**judge.validate(module, sentences, verbose=False)[0], **judge.test(module, sentences, verbose=False)[0]}
     linears = [layer.weight for name, layer in module.named_modules() if is_pruned(name, layer)]
     zeros = sum(int((weight == 0).sum()) for weight in linears)
-    return {
-        "validation": round(100 * result["val_accuracy"], 2),
-        "test": round(100 * result["test_accuracy"], 2),
-        "sparsity": round(zeros / sum(weight.numel() for weight in linears), 5),
-    }
+    return judge(module) | {"sparsity": round(zeros / sum(weight.numel() for weight in linears), 5)}
 
 
 def pruning(module: TransformerModule, settings: dict[str, Any]) -> pl.Callback:
@@ -151,19 +105,6 @@ def setting(
 def get(points: Points, settings: dict[str, Any]) -> dict[str, Any]:
     """One point, measured now or before."""
     return points.get(settings, lambda: measure(settings))
-
-
-def interval(values: Sequence[float]) -> str:
-    """Mean and half of its 95 % interval (Student's t)."""
-    t = {2: 12.706, 3: 4.303, 5: 2.776}[len(values)]
-    return f"{statistics.mean(values):.1f} ± {t * statistics.stdev(values) / math.sqrt(len(values)):.1f}"
-
-
-def show(title: str, head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A Markdown table on standard output."""
-    print(f"\n**{title}**\n\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
-    for row in rows:
-        print(f"| {' | '.join(map(str, row))} |", flush=True)
 
 
 def accuracies(

@@ -1,6 +1,7 @@
 """Compression for people who train with PyTorch Lightning."""
 
-from lightning_compress.callbacks import GradualPruning
+from lightning_compress.callbacks import GradualPruning, QuantizationAwareTraining
+from lightning_compress.checkpoint import load_from_checkpoint
 from lightning_compress.core.errors import (
     CheckpointError,
     CompressionError,
@@ -11,6 +12,7 @@ from lightning_compress.core.errors import (
 from lightning_compress.core.targets import targets
 from lightning_compress.export import load_compressed, save_compressed
 from lightning_compress.modules import TransformerModule
+from lightning_compress.quantization import convert, remove
 
 __all__ = [
     "CheckpointError",
@@ -18,9 +20,13 @@ __all__ = [
     "ConfigurationError",
     "GradualPruning",
     "MissingExtraError",
+    "QuantizationAwareTraining",
     "TargetError",
     "TransformerModule",
+    "convert",
     "load_compressed",
+    "load_from_checkpoint",
+    "remove",
     "save_compressed",
     "targets",
 ]

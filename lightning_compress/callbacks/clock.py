@@ -82,14 +82,14 @@ class Window:
         return window
 
 
-def check_window(name: str, start: Moment, end: Moment, every: Moment) -> None:
-    """Refuse what can be seen to be wrong before a run exists.
+def check_window(name: str, start: Moment, end: Moment, every: Moment, *, end_is: str = "end") -> None:
+    """Refuse what can be seen to be wrong before a run exists; ``end_is`` is the constructor's name for ``end``.
 
     Raises:
         ConfigurationError: a moment is negative or a share above 1, ``end`` is not after ``start``, or ``every``
             is not positive.
     """
-    for argument, moment in {"start": start, "end": end, "every": every}.items():
+    for argument, moment in {"start": start, end_is: end, "every": every}.items():
         if isinstance(moment, bool) or not isinstance(moment, (int, float)) or not math.isfinite(moment):
             raise ConfigurationError(
                 f"{name}({argument}={moment!r}): write an int for optimizer steps or a float for a share of the run."
@@ -100,12 +100,14 @@ def check_window(name: str, start: Moment, end: Moment, every: Moment) -> None:
                 f"{name}({argument}={moment!r}): {kind}; for optimizer steps write {argument}={max(1, round(moment))}."
             )
     if type(start) is type(end) and end <= start:
-        raise ConfigurationError(f"{name}(start={start!r}, end={end!r}): end must come after start.")
+        raise ConfigurationError(f"{name}(start={start!r}, {end_is}={end!r}): {end_is} must come after start.")
     if every == 0:
         raise ConfigurationError(f"{name}(every={every!r}): must be positive; every=1 acts at each optimizer step.")
 
 
-def resolve_window(name: str, start: Moment, end: Moment, every: Moment, trainer: pl.Trainer) -> Window:
+def resolve_window(
+    name: str, start: Moment, end: Moment, every: Moment, trainer: pl.Trainer, *, end_is: str = "end"
+) -> Window:
     """Place a window in a run.
 
     Args:
@@ -114,6 +116,7 @@ def resolve_window(name: str, start: Moment, end: Moment, every: Moment, trainer
         end: last moment.
         every: distance between updates.
         trainer: about to train.
+        end_is: the constructor's name for ``end``, for messages.
 
     Returns:
         The window, in steps if the run's length is known.
@@ -124,9 +127,13 @@ def resolve_window(name: str, start: Moment, end: Moment, every: Moment, trainer
     """
     total = total_steps(trainer)
     moments = {"start": start, "end": end, "every": every}
-    shares = {argument: moment for argument, moment in moments.items() if isinstance(moment, float) and moment > 0.0}
+    shares = {
+        end_is if argument == "end" else argument: moment
+        for argument, moment in moments.items()
+        if isinstance(moment, float) and moment > 0.0
+    }
     if total is None:
-        return _window_of_shares(name, moments, trainer)
+        return _window_of_shares(name, moments, trainer, end_is)
     if shares and math.isinf(total):
         argument, moment = next(iter(shares.items()))
         raise ConfigurationError(
@@ -144,8 +151,8 @@ def resolve_window(name: str, start: Moment, end: Moment, every: Moment, trainer
     steps = {argument: _steps(moment, total) for argument, moment in moments.items()}
     if steps["end"] <= steps["start"]:
         raise ConfigurationError(
-            f"{name}(start={start!r}, end={end!r}): that is step {steps['start']} to {steps['end']} of {total}; "
-            "end must come at least one optimizer step after start."
+            f"{name}(start={start!r}, {end_is}={end!r}): that is step {steps['start']} to {steps['end']} of {total}; "
+            f"{end_is} must come at least one optimizer step after start."
         )
     if steps["start"] >= total:
         raise ConfigurationError(
@@ -178,14 +185,14 @@ def _steps(moment: Moment, total: float) -> int:
     return round(moment * total) if isinstance(moment, float) and moment > 0.0 else int(moment)
 
 
-def _window_of_shares(name: str, moments: dict[str, Moment], trainer: pl.Trainer) -> Window:
+def _window_of_shares(name: str, moments: dict[str, Moment], trainer: pl.Trainer, end_is: str) -> Window:
     start, end = moments["start"], moments["end"]
     if start == 0:
         start = type(end)(0)
     if type(start) is not type(end):
         raise ConfigurationError(
-            f"{name}(start={start!r}, end={end!r}): under manual optimization, max_time or a changing accumulation "
-            "steps and shares of the run cannot be compared; give both as ints or both as floats."
+            f"{name}(start={start!r}, {end_is}={end!r}): under manual optimization, max_time or a changing "
+            "accumulation steps and shares of the run cannot be compared; give both as ints or both as floats."
         )
     if isinstance(end, float) or isinstance(moments["every"], float):
         _elapsed_share(trainer)  # refuses a run without end now, not at the first step

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 import pytorch_lightning as pl
+from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
@@ -20,7 +21,7 @@ from lightning_compress.callbacks.clock import Moment, Position, check_window, p
 from lightning_compress.callbacks.handover import Handover, write
 from lightning_compress.callbacks.optimizers import Ownership, gradient_scale, has_gradients, skipped_by_scaler
 from lightning_compress.callbacks.order import Stage, check_order, refuse_shared_targets
-from lightning_compress.callbacks.state import RunState, plain, restored
+from lightning_compress.callbacks.state import RunState, load_method, plain, restored
 from lightning_compress.core import CompressionError, Target, TargetError
 
 _PATIENCE = 10
@@ -39,9 +40,11 @@ class CompressionCallback(pl.Callback):
     """
 
     stage: ClassVar[Stage]
+    end_is: ClassVar[str] = "end"  # what the subclass's constructor calls the end of the window
+    outlives_fit: ClassVar[bool] = False  # whether the model goes on needing state that its weights don't hold
 
     def __init__(self, *, start: Moment, end: Moment, every: Moment) -> None:
-        check_window(type(self).__name__, start, end, every)
+        check_window(type(self).__name__, start, end, every, end_is=self.end_is)
         self.start = start
         self.end = end
         self.every = every
@@ -103,6 +106,9 @@ class CompressionCallback(pl.Callback):
     def load_method_state(self, state: dict[str, Any], *, is_over: bool) -> None:
         """Take :meth:`method_state` back; the weights are in the model already, and the window may be over."""
 
+    def load_for_evaluation(self, model: nn.Module, state: dict[str, Any]) -> None:
+        """A checkpoint was loaded to be evaluated; ``state`` is its :meth:`method_state`."""
+
     @abstractmethod
     def summary(self) -> tuple[str, bool]:
         """What was reached, in one sentence, and whether it is what was asked for."""
@@ -111,11 +117,13 @@ class CompressionCallback(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Check the order of callbacks and choose targets."""
+        if stage != "fit" and not self.outlives_fit:
+            return
+        self._handover.forget_checkpoint()
+        hooks.install(pl_module)
         if stage != "fit":
             return
         check_order(trainer.callbacks)  # type: ignore[attr-defined]
-        self._handover.forget_checkpoint()
-        hooks.install(pl_module)
         try:
             self.prepare(pl_module)
         except TargetError:
@@ -166,16 +174,35 @@ class CompressionCallback(pl.Callback):
         say = rank_zero_info if as_asked or getattr(trainer, "fast_dev_run", False) else rank_zero_warn
         say(f"{type(self).__name__}: {sentence}")
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take over what a checkpoint that is to be evaluated needs beside its weights."""
+        state = None if self.run is not None or trainer.state.fn == TrainerFn.FITTING else self._handover.peek()
+        if state is not None:
+            load_method(partial(self.load_for_evaluation, pl_module), state, type(self).__name__)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """As before a validation."""
+        self.on_validation_start(trainer, pl_module)
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """As before a validation."""
+        self.on_validation_start(trainer, pl_module)
+
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Let go of the run, and keep what the next one needs."""
-        if stage != "fit":
-            return
+        if stage == "fit":
+            self._end_fit(pl_module)
+        if stage == "fit" or self.outlives_fit:
+            hooks.remove(pl_module)
+        if self.outlives_fit and self._handover.has_kept:
+            hooks.install_save(pl_module)
+
+    def _end_fit(self, pl_module: pl.LightningModule) -> None:
         if self.run is not None:
             self._handover.keep(pl_module, self.state())
             self.end_fit()
         while self._handles:
             self._handles.pop().remove()
-        hooks.remove(pl_module)
         self.run = self._ownership = None
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
@@ -231,7 +258,7 @@ class CompressionCallback(pl.Callback):
             self.run = restored(state, self._settings(), self.load_method_state, trainer, name)
             if self._handover.from_checkpoint or trainer.global_step > 0:
                 return True
-        window = resolve_window(name, self.start, self.end, self.every, trainer)
+        window = resolve_window(name, self.start, self.end, self.every, trainer, end_is=self.end_is)
         self.run = RunState.beginning(window, trainer, name)
         return False
 

@@ -60,6 +60,15 @@ class Handover:
         if self._kept is not None:
             write(checkpoint, state_key, self._kept)
 
+    @property
+    def has_kept(self) -> bool:
+        """Whether a fit has left a state that no later one has taken."""
+        return self._kept is not None
+
+    def peek(self) -> dict[str, Any] | None:
+        """The state in the checkpoint that was read, left there."""
+        return self._read
+
     def take(self, module: pl.LightningModule) -> dict[str, Any] | None:
         """The state to continue from, once: the checkpoint's, or that of the last fit if it left this very module."""
         same = self._kept is not None and module.__dict__.get(_RUN) == self._kept_of

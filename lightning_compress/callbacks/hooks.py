@@ -12,6 +12,7 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.trainer.states import TrainerFn
 
 if TYPE_CHECKING:
     from lightning_compress.callbacks.compression import CompressionCallback
@@ -21,12 +22,19 @@ _ORIGINALS = "_lightning_compress_originals"
 
 def install(module: pl.LightningModule) -> None:
     """Replace the hooks; a second call changes nothing."""
-    if is_installed(module):
+    late = {name: replacement for name, replacement in _LATE.items() if name in overridden(module)}
+    _replace(module, _ALWAYS | late)
+
+
+def install_save(module: pl.LightningModule) -> None:
+    """Replace the one hook through which a checkpoint that is saved after a fit gets what its model needs."""
+    _replace(module, {"on_save_checkpoint": _save})
+
+
+def _replace(module: pl.LightningModule, replacements: dict[str, Callable[..., Any]]) -> None:
+    if module.__dict__.get(_ORIGINALS, {}).keys() == replacements.keys():
         return
-    replacements: dict[str, Callable[..., Any]] = {"on_save_checkpoint": _save, "on_load_checkpoint": _load}
-    late = overridden(module)
-    replacements |= {"setup": _setup} if "setup" in late else {}
-    replacements |= {"configure_model": _configure} if "configure_model" in late else {}
+    remove(module)
     module.__dict__[_ORIGINALS] = {name: module.__dict__.get(name) for name in replacements}
     module.__dict__.update({name: MethodType(function, module) for name, function in replacements.items()})
 
@@ -66,14 +74,24 @@ def _load(self: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
 
 def _setup(self: pl.LightningModule, stage: str) -> None:
     _original(self, "setup")(stage)
-    for callback in _attached(self):
-        callback.prepare(self)
+    _prepare(self)
 
 
 def _configure(self: pl.LightningModule) -> None:
     _original(self, "configure_model")()
-    for callback in _attached(self):
-        callback.prepare(self)
+    _prepare(self)
+
+
+def _prepare(self: pl.LightningModule) -> None:
+    if self.trainer.state.fn == TrainerFn.FITTING:
+        for callback in _attached(self):
+            callback.prepare(self)
+
+
+_LATE: dict[str, Callable[..., Any]] = {"setup": _setup, "configure_model": _configure}
+_ALWAYS: dict[str, Callable[..., Any]] = {"on_save_checkpoint": _save, "on_load_checkpoint": _load}
+for _name, _hook in (_LATE | _ALWAYS).items():
+    _hook.__name__ = _name  # a bound method is pickled by its name, and comes back as the module's own
 
 
 def _original(module: pl.LightningModule, name: str) -> Callable[..., Any]:

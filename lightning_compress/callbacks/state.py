@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_warn
 
 from lightning_compress.callbacks.clock import Position, Window, position, total_steps
 from lightning_compress.core import CheckpointError, ConfigurationError
+
+Loaded = TypeVar("Loaded")
 
 
 def plain(value: Any) -> Any:
@@ -54,8 +56,8 @@ class RunState:
         step = trainer.global_step if trainer.lightning_module.automatic_optimization else 0
         if step > 0 and window.progress(position(step, trainer, window)) >= 1.0:
             raise ConfigurationError(
-                f"{name}(end={window.end!r}): the checkpoint is at optimizer step {step}, past the end of the window, "
-                "and was written without this callback; choose a later window or train longer."
+                f"{name}: the checkpoint is at optimizer step {step}, past the end of the window ({window.end!r}), and "
+                "was written without this callback; choose a later window or train longer."
             )
         return cls(window, step)
 
@@ -89,19 +91,18 @@ def restored(
     Raises:
         CheckpointError: the state is damaged or of another model.
     """
-    try:
-        last = state["run"]["last"]
+
+    def load(saved: Mapping[str, Any]) -> tuple[RunState, list[str]]:
+        last = saved["run"]["last"]
         run = RunState(
-            window=Window.from_state(state["run"]["window"]),
-            step=int(state["run"]["step"]),
+            window=Window.from_state(saved["run"]["window"]),
+            step=int(saved["run"]["step"]),
             last=None if last is None else Position(int(last[0]), float(last[1])),
         )
-        load_method_state(state["method"], is_over=run.is_over)
-        changed = [name for name, value in settings.items() if state["settings"].get(name) != value]
-    except CheckpointError:
-        raise
-    except (KeyError, TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
-        raise CheckpointError(f"the checkpoint's state of {name} is damaged: {error!r}.") from error
+        load_method_state(saved["method"], is_over=run.is_over)
+        return run, [name for name, value in settings.items() if saved["settings"].get(name) != value]
+
+    run, changed = refuse_damage(load, state, name)
     total = total_steps(trainer)
     if run.window.total is not None and total != run.window.total and trainer.global_step > 0:
         rank_zero_warn(
@@ -114,3 +115,22 @@ def restored(
             "run, other settings hold from now on."
         )
     return run
+
+
+def load_method(load: Callable[[Any], None], state: Mapping[str, Any], name: str) -> None:
+    """Hand the method's part of a callback's state over; damaged states are refused as in :func:`restored`."""
+    refuse_damage(lambda saved: load(saved["method"]), state, name)
+
+
+def refuse_damage(load: Callable[[Mapping[str, Any]], Loaded], state: Mapping[str, Any], name: str) -> Loaded:
+    """Load a callback's state.
+
+    Raises:
+        CheckpointError: the state is damaged or of another model.
+    """
+    try:
+        return load(state)
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
+        raise CheckpointError(f"the checkpoint's state of {name} is damaged: {error!r}.") from error

@@ -48,11 +48,16 @@ class Target:
     @property
     def dims(self) -> tuple[int, int]:
         """Which dimensions of the parameter run over outputs and over inputs: ``(output, input)``."""
-        return (1, 0) if isinstance(self.module, _TRANSPOSED) or _is_transformers_conv1d(self.module) else (0, 1)
+        return (1, 0) if isinstance(self.module, _TRANSPOSED) or is_transformers_conv1d(type(self.module)) else (0, 1)
 
 
 def select(
-    model: nn.Module, *, include: Patterns | None = None, exclude: Patterns | None = None, argument: str = "include"
+    model: nn.Module,
+    *,
+    include: Patterns | None = None,
+    exclude: Patterns | None = None,
+    argument: str = "include",
+    recurrent: bool = False,
 ) -> list[Target]:
     """Choose the parameters of ``model`` that a method works on, each tied parameter once.
 
@@ -67,6 +72,7 @@ def select(
             regular expression that must match the whole name. A glob that matches a module takes all below it.
         exclude: the same, taken away again.
         argument: what messages call ``include``.
+        recurrent: whether the weights of recurrent layers belong to the default.
 
     Returns:
         The chosen parameters in the model's order.
@@ -82,7 +88,10 @@ def select(
         ['0.weight', '2.weight']
     """
     everything = list(_parameters(model))
-    chosen = _defaults(model, everything) if include is None else _matching(everything, include, argument, model)
+    if include is None:
+        chosen = _defaults(model, everything, recurrent=recurrent)
+    else:
+        chosen = _matching(everything, include, argument, model)
     if exclude is not None:
         left_out = {id(target.parameter) for target in _matching(everything, exclude, "exclude", model)}
         chosen = [target for target in chosen if id(target.parameter) not in left_out]
@@ -127,24 +136,25 @@ def _parameters(model: nn.Module) -> Iterator[Target]:
         )
 
 
-def _is_layer_weight(target: Target) -> bool:
+def _is_layer_weight(target: Target, *, recurrent: bool) -> bool:
     if isinstance(target.module, nn.MultiheadAttention):
         return target.attribute in _ATTENTION_WEIGHTS
+    if isinstance(target.module, nn.RNNBase):
+        return recurrent and target.attribute.startswith("weight_")
     return _is_layer(target.module) and target.attribute == "weight"
 
 
 def _is_layer(module: nn.Module) -> bool:
-    return isinstance(module, _LAYERS) or _is_transformers_conv1d(module)
+    return isinstance(module, _LAYERS) or is_transformers_conv1d(type(module))
 
 
-def _is_transformers_conv1d(module: nn.Module) -> bool:
-    # By name: GPT-2's linear layer, which stores (input, output), is not worth importing transformers for.
-    return any(
-        (cls.__module__, cls.__name__) == ("transformers.pytorch_utils", "Conv1D") for cls in type(module).__mro__
-    )
+def is_transformers_conv1d(cls: type[nn.Module]) -> bool:
+    """Whether a class is GPT-2's linear layer, which stores (input, output)."""
+    # By name: it is not worth importing transformers for.
+    return any((base.__module__, base.__name__) == ("transformers.pytorch_utils", "Conv1D") for base in cls.__mro__)
 
 
-def _defaults(model: nn.Module, everything: Sequence[Target]) -> list[Target]:
+def _defaults(model: nn.Module, everything: Sequence[Target], *, recurrent: bool) -> list[Target]:
     embeddings = {
         id(weight) for module in model.modules() if isinstance(module, nn.Embedding) for weight in [module.weight]
     }
@@ -154,7 +164,9 @@ def _defaults(model: nn.Module, everything: Sequence[Target]) -> list[Target]:
     return [
         target
         for target in everything
-        if _is_layer_weight(target) and target.parameter.requires_grad and _is_compressible(target.parameter)
+        if _is_layer_weight(target, recurrent=recurrent)
+        and target.parameter.requires_grad
+        and _is_compressible(target.parameter)
         if id(target.parameter) not in left_alone
     ]
 

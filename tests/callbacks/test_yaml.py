@@ -9,7 +9,7 @@ import yaml
 from pytorch_lightning.cli import LightningCLI
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_compress import GradualPruning
+from lightning_compress.callbacks import CompressionCallback
 
 FOLDER = Path(__file__).parents[2] / "callbacks"
 FILES = sorted(FOLDER.glob("*.yaml"))
@@ -44,18 +44,39 @@ def command_line(config, *, run=True):
 
 
 def callback_of(cli):
-    return next(callback for callback in cli.trainer.callbacks if isinstance(callback, GradualPruning))
+    return next(callback for callback in cli.trainer.callbacks if isinstance(callback, CompressionCallback))
 
 
-@pytest.mark.parametrize("config", FILES, ids=lambda file: file.stem)
-def test_every_file_runs_a_fit(config):
-    cli = command_line(config)
-    weight = cli.model.net[0].weight
-    assert int((weight == 0).sum()) == round(0.9 * weight.numel())
+def is_sparse(layer):
+    return int((layer.weight == 0).sum()) == round(0.9 * layer.weight.numel())
+
+
+def is_quantized(layer):
+    return layer.input_quantizer.has_range and not layer.input_quantizer.watching
+
+
+@pytest.mark.parametrize(
+    ("config", "holds"), [("gradual_pruning", is_sparse), ("quantization_aware_training", is_quantized)]
+)
+def test_every_file_runs_a_fit(config, holds):
+    cli = command_line(FOLDER / f"{config}.yaml")
+    assert holds(cli.model.net[0])
 
 
 def test_there_is_a_file_for_each_callback_of_the_package():
-    assert {file.stem for file in FILES} == {"gradual_pruning"}
+    assert {file.stem for file in FILES} == {"gradual_pruning", "quantization_aware_training"}
+
+
+def test_settings_of_quantization_reach_the_callback_as_written(tmp_path):
+    arguments = {"weight_bits": "ternary", "activation_bits": None, "freeze_ranges": 1.0, "start": 1}
+    arguments["overrides"] = {"net.0.*": {"weight_bits": 4}}
+    config = tmp_path / "config.yaml"
+    written = {"class_path": "lightning_compress.QuantizationAwareTraining", "init_args": arguments}
+    config.write_text(yaml.safe_dump({"trainer": {"callbacks": [written]}}))
+    callback = callback_of(command_line(config, run=False))
+    for name, value in arguments.items():
+        given = getattr(callback, name)
+        assert (given, type(given)) == (value, type(value))
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def test_a_hook_that_the_user_put_on_the_instance_comes_back(case):
     model, seen = Tiny(), []
     hook = model.on_save_checkpoint = seen.append
     run = fit(model, case.make(**WINDOW))
-    assert model.on_save_checkpoint == hook
+    assert case.outlives_fit or model.on_save_checkpoint == hook
     run._checkpoint_connector.dump_checkpoint()
     assert len(seen) == 1
 

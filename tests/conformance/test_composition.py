@@ -103,7 +103,7 @@ def test_compiled(case, compiled):
     updates = record_updates(callback)
     model = InnerCompiled() if compiled == "layers" else Tiny()
     fit(model if compiled == "layers" else torch.compile(model, backend="eager"), callback)
-    assert updates == UPDATES
+    assert updates == case.updates(UPDATES)
     assert case.holds(model)
     expected = Tiny()
     torch.manual_seed(5)
@@ -121,7 +121,7 @@ def test_lightning_of_the_other_namespace(case, tmp_path):
     writer = lightning.pytorch.callbacks.ModelCheckpoint(tmp_path, "last", every_n_train_steps=1)
     average = lightning.pytorch.callbacks.EMAWeightAveraging(decay=0.8)
     run = fit(model, callback, average, writer, package=lightning.pytorch)
-    assert updates == UPDATES
+    assert updates == case.updates(UPDATES)
     assert adam_steps(run) == 16
     assert case.holds(model)
     assert case.holds(TinyOfLightning.load_from_checkpoint(writer.best_model_path))
@@ -155,9 +155,10 @@ def test_layers_built_late(case, late, tmp_path):
     callback, model = case.make(**WINDOW), late()
     updates = record_updates(callback)
     run_to_the_end(model, callback)
-    assert updates == UPDATES
+    assert updates == case.updates(UPDATES)
     assert case.holds(model)
-    assert not {"setup", "configure_model", "on_save_checkpoint", "on_load_checkpoint"} & model.__dict__.keys()
+    left = {"setup", "configure_model", "on_save_checkpoint", "on_load_checkpoint"} & model.__dict__.keys()
+    assert left <= ({"on_save_checkpoint"} if case.outlives_fit else set())
     path = run_until(6, tmp_path, late(), case.make(**WINDOW))
     resumed = late()
     run_to_the_end(resumed, case.make(**WINDOW), ckpt_path=path)
@@ -190,7 +191,7 @@ def test_graph_network(case):
     model, callback = Graph(), case.make(**WINDOW, include=names)
     updates = record_updates(callback, names[0])
     fit(model, callback, batches=batches)
-    assert updates == UPDATES
+    assert updates == case.updates(UPDATES)
     assert case.holds(model, names)
 
 
@@ -221,5 +222,5 @@ def test_hugging_face_model_with_keyword_inputs(case):
     callback = case.make(**WINDOW, include=names)
     updates = record_updates(callback, names[0])
     fit(model, callback, batches=DataLoader(sentences, batch_size=4, shuffle=True))
-    assert updates == UPDATES
+    assert updates == case.updates(UPDATES)
     assert case.holds(model, names)

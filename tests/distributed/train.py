@@ -7,29 +7,51 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from lightning_compress import GradualPruning
+from lightning_compress import GradualPruning, QuantizationAwareTraining
+from lightning_compress.quantization.model import quantizers_of
 from tests.conformance.tiny import WINDOW, Tiny, data
 
-CASES = {
+PRUNING = {
     "fisher": {"criterion": "fisher"},
     "wanda": {"criterion": "wanda", "scope": "layer"},
     "random": {"criterion": "random"},
     "regrow": {"criterion": "magnitude", "regrow": "random", "schedule": "constant"},
 }
+QUANTIZATION = {
+    "int8": {},
+    "lsq": {"weight_bits": 4, "activation_bits": 4, "method": "lsq"},
+}
+
+
+def callbacks():
+    """Each case's callback by name."""
+    yield from ((name, GradualPruning(0.75, **settings, **WINDOW)) for name, settings in PRUNING.items())
+    moments = {"start": WINDOW["start"], "freeze_ranges": WINDOW["end"]}
+    yield from ((name, QuantizationAwareTraining(**settings, **moments)) for name, settings in QUANTIZATION.items())
+
+
+def ranges(model):
+    """What the quantizers of a model hold."""
+    return {
+        f"{name}.{kept}": tensor.detach()
+        for name, quantizer in quantizers_of(model)
+        for kept, tensor in quantizer.held().items()
+    }
+
 
 if __name__ == "__main__":
-    for name, settings in CASES.items():
+    for name, callback in callbacks():
         model = Tiny()
         trainer = pl.Trainer(
             strategy="ddp",
             devices=2,
             accelerator="cpu",
             max_epochs=2,
-            callbacks=[GradualPruning(0.75, **settings, **WINDOW)],
+            callbacks=[callback],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
         )
         trainer.fit(model, DataLoader(data(64), batch_size=4))  # each rank sees its own half
-        torch.save(model.state_dict(), Path(sys.argv[1]) / f"{name}-{trainer.global_rank}.pt")
+        torch.save(model.state_dict() | ranges(model), Path(sys.argv[1]) / f"{name}-{trainer.global_rank}.pt")

@@ -1,7 +1,10 @@
 import builtins
+import json
 import os
 
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +12,8 @@ from torch import nn
 from transformers import BertConfig, BertForMaskedLM
 
 from lightning_compress import CheckpointError, MissingExtraError, load_compressed, save_compressed
+from lightning_compress.quantization.removal import remove
+from tests.quantization.quantized import IDS, WAYS, Recurrent, bert, cnn, mlp, quantize_, random
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
 
@@ -118,3 +123,158 @@ def test_without_zstandard_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(MissingExtraError, match=r"lightning-compress\[storage\]"):
         save_compressed(nn.Linear(2, 2), tmp_path / "file")
+
+
+def quantized_mlp(**settings):
+    model = mlp(inputs=256, hidden=128, outputs=64)
+    quantize_(model, random(8, 256), **settings)
+    return model
+
+
+def raw(path):
+    """The file's tensors, in bytes, before Zstandard."""
+    import zstandard
+
+    stored = safetensors.torch.load(zstandard.ZstdDecompressor().decompress(path.read_bytes()))
+    return {name: value.numel() * value.element_size() for name, value in stored.items()}
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_a_quantized_model_comes_back_bit_for_bit_as_it_would_be_removed(way, tmp_path):
+    for build, batch, options in (
+        (mlp, random(8, 64), {}),
+        (cnn, random(8, 4, 9, 9), {}),
+        (Recurrent, IDS, {"include": ["*"]}),
+        (bert, IDS, {"include": ["*.layer.*", "*embeddings*"]}),
+    ):
+        model = build()
+        quantize_(model, batch, steps=3, **options, **WAYS[way])
+        save_compressed(model, tmp_path / "file")
+        loaded, expected = load_compressed(tmp_path / "file"), remove(model).state_dict()
+        assert list(loaded) == list(expected) == list(build().state_dict())
+        for name, value in expected.items():
+            assert torch.equal(loaded[name], value), name
+            assert loaded[name].dtype == value.dtype
+        build().load_state_dict(loaded, strict=True)
+
+
+def test_what_is_stored_once_is_tied_again(tmp_path):
+    model = Recurrent()
+    quantize_(model, IDS, include=["*"], weight_bits=4)
+    save_compressed(model, tmp_path / "file")
+    loaded = load_compressed(tmp_path / "file")
+    assert loaded["head.weight"] is loaded["words.weight"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_quantized_model_in_half_precision(dtype, tmp_path):
+    model = quantized_mlp(weight_bits=4).to(dtype)
+    save_compressed(model, tmp_path / "file")
+    loaded = load_compressed(tmp_path / "file")
+    assert all(torch.equal(loaded[name], value) for name, value in remove(model).state_dict().items())
+    assert loaded["0.weight"].dtype == dtype
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_a_weight_takes_as_many_bits_as_it_was_quantized_to(bits, tmp_path):
+    model = quantized_mlp(weight_bits=bits, method="lsq")  # its grid has all 2^bits places
+    save_compressed(model, tmp_path / "file")
+    sizes, weight = raw(tmp_path / "file"), model[0].weight
+    assert sum(size for name, size in sizes.items() if name.startswith("0.weight.") and "scale" not in name) <= (
+        weight.numel() * bits / 8
+    )
+    assert sizes["0.weight.scale"] == 4 * len(weight)
+    assert sizes["0.bias.values"] == 4 * len(weight)
+
+
+@pytest.mark.parametrize(
+    ("way", "bits"), [("4 bits", 4), ("ternary", 2), ("ttq", 2), ("2 bits", 2), ("binary", 1), ("binaryconnect", 1)]
+)
+def test_real_bytes_before_and_after_zstandard(way, bits, tmp_path):
+    model = quantized_mlp(**WAYS[way])
+    dense = save_compressed(mlp(inputs=256, hidden=128, outputs=64), tmp_path / "dense")
+    quantized = save_compressed(model, tmp_path / "file")
+    sizes, weights = raw(tmp_path / "file"), model[0].weight.numel() + model[2].weight.numel()
+    integers = sum(size for name, size in sizes.items() if name.endswith(("weight.values", "weight.mask")))
+    integers -= sizes["4.weight.values"]  # the head, in float32
+    assert integers <= weights * bits / 8
+    assert quantized < 1.1 * sum(sizes.values())
+    assert quantized < dense
+
+
+def test_four_bits_are_an_eighth_of_float32(tmp_path):
+    plain, model = nn.Linear(1024, 1024, bias=False), nn.Linear(1024, 1024, bias=False)
+    quantize_(model, random(8, 1024), include=["weight"], weight_bits=4)
+    save_compressed(plain, tmp_path / "dense")
+    save_compressed(model, tmp_path / "file")
+    before, after = sum(raw(tmp_path / "dense").values()), sum(raw(tmp_path / "file").values())
+    assert 8 * after == pytest.approx(before, rel=0.01)  # and a scale for each of 1024 rows
+
+
+@pytest.mark.parametrize("way", ["8 bits", "4 bits", "binary", "ternary"])
+def test_pruned_and_quantized_weights_are_a_mask_and_the_integers_that_are_left(way, tmp_path):
+    model = mlp(inputs=256, hidden=128)
+    with torch.no_grad():
+        model[0].weight *= random(128, 256) > 1.28  # 90 % of zeros
+    quantize_(model, random(8, 256), **WAYS[way])
+    save_compressed(model, tmp_path / "file")
+    loaded, sizes = load_compressed(tmp_path / "file")["0.weight"], raw(tmp_path / "file")
+    assert torch.equal(loaded, remove(model)[0].weight)
+    weights, left = loaded.numel(), int((loaded != 0).sum())
+    bits = {"8 bits": 8, "4 bits": 4}.get(way, 1)
+    assert left < 0.11 * weights
+    assert sizes["0.weight.mask"] == weights / 8
+    assert sizes["0.weight.values"] == -(-left * bits // 8)
+
+
+def test_a_state_dict_of_a_quantized_model_is_stored_as_it_is(tmp_path):
+    model = quantized_mlp(weight_bits=4)
+    save_compressed(model.state_dict(), tmp_path / "file")
+    assert torch.equal(load_compressed(tmp_path / "file")["0.weight"], model[0].weight)
+
+
+def test_quantizers_that_do_not_quantize_yet_change_nothing(tmp_path):
+    model = mlp()
+    quantize_(model, random(8, 64), steps=0)
+    save_compressed(model, tmp_path / "file")
+    assert torch.equal(load_compressed(tmp_path / "file")["0.weight"], mlp()[0].weight)
+
+
+def test_a_file_of_the_first_format_is_read(tmp_path):
+    import zstandard
+
+    values = np.array([1.5, -2.0], dtype=np.float32)
+    planes = np.ascontiguousarray(values.view(np.uint8).reshape(-1, 4).T)
+    stored = {"w.values": torch.from_numpy(planes), "w.mask": torch.tensor([0b01010000], dtype=torch.uint8)}
+    layout = '{"w": {"shape": [2, 2], "dtype": "float32"}, "v": {"tied": "w"}}'
+    blob = safetensors.torch.save(stored, {"format": "lightning_compress/1", "layout": layout})
+    (tmp_path / "file").write_bytes(zstandard.ZstdCompressor().compress(blob))
+    loaded = load_compressed(tmp_path / "file")
+    assert loaded["w"].tolist() == [[0.0, 1.5], [0.0, -2.0]]
+    assert loaded["v"] is loaded["w"]
+
+
+@pytest.mark.parametrize("quantize", [False, True])
+def test_only_packed_integers_need_the_second_format(quantize, tmp_path):
+    import zstandard
+
+    model = quantized_mlp(weight_bits=4) if quantize else mlp()
+    save_compressed(model, tmp_path / "file")
+    blob = zstandard.ZstdDecompressor().decompress((tmp_path / "file").read_bytes())
+    assert (b"lightning_compress/2" in blob, b"lightning_compress/1" in blob) == (quantize, not quantize)
+
+
+@pytest.mark.parametrize("damage", [{"bits": 3}, {"bits": None}, {"members": 7}, {"members": 0}, {"scales": 5}])
+def test_a_packed_weight_that_does_not_fit_its_description_is_told_as_damage(damage, tmp_path):
+    import zstandard
+
+    save_compressed(quantized_mlp(weight_bits=4), tmp_path / "file")
+    blob = zstandard.ZstdDecompressor().decompress((tmp_path / "file").read_bytes())
+    header = json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")])["__metadata__"]
+    layout = json.loads(header["layout"])
+    layout["0.weight"]["packed"] |= damage
+    stored = safetensors.torch.load(blob)
+    blob = safetensors.torch.save(stored, header | {"layout": json.dumps(layout)})
+    (tmp_path / "file").write_bytes(zstandard.ZstdCompressor().compress(blob))
+    with pytest.raises(CheckpointError, match="file is damaged, or was not written by save_compressed"):
+        load_compressed(tmp_path / "file")

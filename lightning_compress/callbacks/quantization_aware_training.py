@@ -1,0 +1,277 @@
+"""Quantization-aware training as a callback."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities import rank_zero_warn
+from torch import nn
+from torch.optim import Optimizer
+
+from lightning_compress.callbacks.clock import Position
+from lightning_compress.callbacks.compression import CompressionCallback
+from lightning_compress.callbacks.learned_ranges import RangeOptimizer
+from lightning_compress.callbacks.order import Stage
+from lightning_compress.callbacks.state import refuse_damage
+from lightning_compress.core import CheckpointError, CompressionError, ConfigurationError, Target
+from lightning_compress.core.targets import as_patterns, is_sharded, select, skipped_layers
+from lightning_compress.quantization import Quantization, Settings
+from lightning_compress.quantization.settings import Granularity, Method, Scheme, WeightFormat
+
+_REFRESH_EVERY = 20  # optimizer steps after which percentile and MSE look at the weights again
+
+
+def restore_quantization_(model: nn.Module, state: Mapping[str, Any]) -> None:
+    """Make a model quantize again as a checkpoint's state of this callback says.
+
+    Args:
+        model: with the checkpoint's weights; its layers are changed in place.
+        state: what stands under the callback's key.
+
+    Raises:
+        CheckpointError: the state is damaged, or of another model.
+    """
+
+    def load(saved: Mapping[str, Any]) -> None:
+        parameters = inspect.signature(QuantizationAwareTraining.__init__).parameters
+        settings = {name: value for name, value in saved["settings"].items() if name in parameters}
+        QuantizationAwareTraining(**settings).load_for_evaluation(model, saved["method"])
+
+    refuse_damage(load, state, QuantizationAwareTraining.__name__)
+
+
+class QuantizationAwareTraining(CompressionCallback):
+    """Trains with the rounding that the compressed model will have, so that its accuracy is the one seen in training.
+
+    From ``start`` on, weights and inputs of the chosen layers are moved onto grids of integers in each forward, and
+    gradients pass straight through. The layers stay the objects they are and the checkpoint keeps its keys: it loads,
+    strictly, into your own class. After the fit the model goes on quantizing, so that ``trainer.test`` measures what
+    was trained, until it is exported, converted or given to ``lightning_compress.remove``.
+
+    Args:
+        weight_bits: 2 to 8, or ``"float8"``, ``"ternary"``, ``"ttq"``, ``"binary"``, ``"binaryconnect"``.
+        activation_bits: 2 to 8, ``"float8"``, or ``None`` to quantize weights alone.
+        weight_granularity: what shares a scale: ``"per_tensor"``, ``"per_channel"`` (one output) or ``"per_group"``.
+        group_size: neighbouring inputs that share a scale under ``"per_group"``.
+        activation_scheme: ``"asymmetric"`` (unsigned with a zero point) or ``"symmetric"`` (signed).
+        method: where ranges come from: ``"minmax"``, ``"percentile"``, ``"mse"``, or trained: ``"lsq"``, ``"lsq+"``,
+            ``"pact"``.
+        start: when quantization begins; int = optimizer steps, float = share of the run. The first step after it is
+            only watched.
+        freeze_ranges: from when on ranges, learned ones included, and the statistics of folded batch normalization
+            stay; likewise.
+        fold_batchnorm: train convolutions with the batch normalization behind them folded in, as they will be exported.
+        attention: quantize the inputs of both matrix products inside the attention of Hugging Face models too.
+        power_of_two: scales are powers of two (fixed point).
+        include: which weights to quantize: globs over parameter names, or ``re:`` and a regular expression. By default
+            all of linear, convolutional, recurrent and attention layers but the last layer; embeddings on request.
+        exclude: which to leave alone.
+        overrides: other settings for some layers, by pattern: ``{"*.layer.0.*": {"weight_bits": 8}}``; the first
+            pattern that matches counts.
+
+    Raises:
+        ConfigurationError: a value that cannot work.
+
+    Example:
+        >>> import pytorch_lightning as pl
+        >>> from lightning_compress import QuantizationAwareTraining
+        >>> trainer = pl.Trainer(max_epochs=3, callbacks=[QuantizationAwareTraining(weight_bits=4)])
+    """
+
+    stage = Stage.QUANTIZE
+    end_is = "freeze_ranges"
+    outlives_fit = True
+
+    def __init__(
+        self,
+        weight_bits: int | WeightFormat = 8,
+        activation_bits: int | Literal["float8"] | None = 8,
+        *,
+        weight_granularity: Granularity = "per_channel",
+        group_size: int | None = None,
+        activation_scheme: Scheme = "asymmetric",
+        method: Method = "minmax",
+        start: int | float = 0.0,
+        freeze_ranges: int | float = 0.8,
+        fold_batchnorm: bool = True,
+        attention: bool = True,
+        power_of_two: bool = False,
+        include: str | Sequence[str] | None = None,
+        exclude: str | Sequence[str] | None = None,
+        overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        super().__init__(start=start, end=freeze_ranges, every=1)
+        self.weight_bits = weight_bits
+        self.activation_bits = activation_bits
+        self.weight_granularity = weight_granularity
+        self.group_size = group_size
+        self.activation_scheme = activation_scheme
+        self.method = method
+        self.freeze_ranges = freeze_ranges
+        self.fold_batchnorm = fold_batchnorm
+        self.attention = attention
+        self.power_of_two = power_of_two
+        self.include = include
+        self.exclude = exclude
+        self.overrides = overrides
+        self._wanted = Settings(
+            weight_bits=weight_bits,
+            activation_bits=activation_bits,
+            weight_granularity=weight_granularity,
+            group_size=group_size,
+            activation_scheme=activation_scheme,
+            method=method,
+            power_of_two=power_of_two,
+        )
+        for argument, patterns in {"include": include, "exclude": exclude}.items():
+            as_patterns([] if patterns is None else patterns, argument)
+        if overrides is not None and not (
+            isinstance(overrides, Mapping) and all(isinstance(changes, Mapping) for changes in overrides.values())
+        ):
+            raise ConfigurationError(
+                f"overrides={overrides!r}: write a mapping from patterns to settings, such as "
+                "{'*.layer.0.*': {'weight_bits': 8}}."
+            )
+        for changes in (overrides or {}).values():
+            self._wanted.override(changes)
+        self._quantization: Quantization | None = None
+        self._ranges: RangeOptimizer | None = None
+
+    @cached_property  # Lightning asks for it around each of its hooks
+    def state_key(self) -> str:
+        """Tells two callbacks of one trainer apart in a checkpoint."""
+        patterns = {"include": self.include, "exclude": self.exclude}
+        listed = {name: None if given is None else as_patterns(given, name) for name, given in patterns.items()}
+        return self._generate_state_key(**listed)
+
+    @property
+    def targets(self) -> Sequence[Target]:
+        """The weights being quantized; none before the first fit."""
+        return [] if self._quantization is None else self._quantization.targets
+
+    def prepare(self, model: nn.Module) -> None:
+        """Choose the layers and put quantizers on them; they show everything as it is until ``start``."""
+        targets = select(model, include=self.include, exclude=self.exclude, recurrent=True)
+        sharded = [target.name for target in targets if is_sharded(target.parameter)]
+        if sharded:
+            raise ConfigurationError(
+                f"QuantizationAwareTraining does not work on sharded parameters ({sharded[0]}, ...); use "
+                "Trainer(strategy='ddp')."
+            )
+        self._quantization = Quantization(
+            model,
+            targets,
+            self._wanted,
+            overrides=self.overrides or {},
+            attention=self.attention,
+            fold_batchnorm=self.fold_batchnorm,
+        )
+        left_out = {path: why for path, why in skipped_layers(model).items() if "request" not in why}
+        if self.include is None and left_out:
+            named = ", ".join(f"{path} ({why})" for path, why in list(left_out.items())[:3])
+            rank_zero_warn(f"not quantized: {named}; include= could name their parameters.")
+
+    def begin(self, model: nn.Module, *, resumed: bool) -> None:
+        """Go on where an earlier fit or a checkpoint stopped; otherwise ranges come from the batches."""
+        if not resumed and self._attached().phase == "frozen":
+            self._attached().thaw_()
+            self._train_ranges()
+
+    def load_method_state(self, state: dict[str, Any], *, is_over: bool) -> None:
+        """Ranges again, folded pairs, and the moments of learned ranges."""
+        self._attached().load_state_dict(state["quantization"])
+        self._train_ranges()
+        ranges = state["ranges"]
+        if not isinstance(ranges, list):
+            raise CheckpointError(f"the checkpoint holds {ranges!r} in place of the moments of learned ranges.")
+        if self._ranges is not None:
+            self._ranges.load_state_dict(ranges)
+
+    def load_for_evaluation(self, model: nn.Module, state: dict[str, Any]) -> None:
+        """Evaluate a checkpoint with the ranges that it was saved with."""
+        with torch.inference_mode(mode=False):  # the ranges are to be trained on, perhaps
+            if self._quantization is None or self._quantization.model is not model:
+                self.prepare(model)
+            self.load_method_state(state, is_over=True)
+
+    def method_state(self) -> dict[str, Any]:
+        """Ranges, folded pairs, and the moments of learned ranges."""
+        ranges = [] if self._ranges is None else self._ranges.state_dict()
+        return {"quantization": self._attached().state_dict(), "ranges": ranges}
+
+    def after_step(self, owned: Sequence[int]) -> None:
+        """Some formats keep the weights themselves within bounds."""
+        if self._attached().is_active:
+            self._attached().constrain_(owned)
+
+    def update(self, model: nn.Module, now: Position, trainer: pl.Trainer) -> None:
+        """Watch one step; then quantize, and follow the ranges until they are frozen."""
+        quantization = self._attached()
+        reduce_max = partial(trainer.strategy.reduce, reduce_op="max")
+        if quantization.phase == "waiting":
+            quantization.watch_()
+            return
+        if quantization.phase == "watching":
+            quantization.activate_(reduce_max)
+            self._train_ranges()
+        else:
+            self._step_ranges(trainer)
+            quantization.advance_(reduce_max, refresh_every=_REFRESH_EVERY)
+        if self.in_fit.window.progress(now) >= 1.0:
+            quantization.freeze_()
+            self._ranges = None
+
+    def on_before_zero_grad(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer) -> None:
+        """Gradients of a step that a scaler skipped go with those of the weights."""
+        if self._ranges is not None and self._counts(optimizer):
+            self._ranges.zero_grad()
+
+    def metrics(self) -> dict[str, float]:
+        """``quantization/active`` and ``quantization/frozen``, 0 or 1."""
+        quantization = self._attached()
+        frozen = float(quantization.phase == "frozen")
+        return {"quantization/active": float(quantization.is_active), "quantization/frozen": frozen}
+
+    def end_fit(self) -> None:
+        """Let go of the optimizer of learned ranges."""
+        self._ranges = None
+
+    def summary(self) -> tuple[str, bool]:
+        """What is quantized, and what was never seen."""
+        quantization = self._attached()
+        inputs = (
+            "inputs left as they are"
+            if self.activation_bits is None
+            else (f"{len(quantization.inputs)} inputs to {self.activation_bits} bits")
+        )
+        sentence = f"{len(self.targets)} weights quantized to {self.weight_bits} bits, {inputs}."
+        if quantization.phase != "frozen":
+            return f"{sentence} The run ended before the ranges were frozen.", False
+        unseen = quantization.unseen()
+        if unseen:
+            sentence += f" But no input of {unseen[0]} and {len(unseen) - 1} more was ever seen: they stay as they are."
+        return sentence, not unseen
+
+    def _train_ranges(self) -> None:
+        quantization = self._attached()
+        if quantization.phase == "active" and quantization.learned and self._ownership is not None:
+            self._ranges = RangeOptimizer(quantization.learned, self._ownership.counted)
+
+    def _step_ranges(self, trainer: pl.Trainer) -> None:
+        if self._ranges is not None:
+            scaler: Any = getattr(trainer.precision_plugin, "scaler", None)
+            scale = 1.0 if scaler is None else float(scaler.get_scale())
+            self._ranges.step(partial(trainer.strategy.reduce, reduce_op="mean"), scale)
+            self._attached().settle_()
+
+    def _attached(self) -> Quantization:
+        if self._quantization is None:
+            raise CompressionError(
+                "QuantizationAwareTraining has not seen a model yet; pass it to Trainer(callbacks=[...])."
+            )
+        return self._quantization

@@ -1,0 +1,76 @@
+"""Models from checkpoints that were written during compression."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from lightning_compress.callbacks.handover import CHECKPOINT_KEY
+from lightning_compress.callbacks.quantization_aware_training import restore_quantization_
+from lightning_compress.core import CheckpointError, ConfigurationError
+
+Module = TypeVar("Module")
+
+
+def load_from_checkpoint(module_class: type[Module], path: str | os.PathLike[str], **arguments: Any) -> Module:
+    """Load a module of your own class as its compression left it.
+
+    Weights are loaded by the class's own ``load_from_checkpoint``. If the checkpoint was written while
+    ``QuantizationAwareTraining`` was at work, the layers quantize again, within the ranges that it holds; in eval mode
+    the module then computes what it computed in training. Pruned weights are zeros and need nothing more.
+
+    Args:
+        module_class: a LightningModule class, of ``pytorch_lightning`` or ``lightning.pytorch``.
+        path: the checkpoint, a weights-only one too.
+        arguments: for ``module_class.load_from_checkpoint``: ``map_location``, and what the constructor needs.
+
+    Returns:
+        The module.
+
+    Raises:
+        ConfigurationError: ``module_class`` is no LightningModule class.
+        CheckpointError: the file is no checkpoint, or its state is damaged or of another model.
+
+    Example:
+        >>> import pytorch_lightning as pl
+        >>> class Net(pl.LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.layers = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
+        >>> import tempfile
+        >>> path = tempfile.mkdtemp() + "/net.ckpt"
+        >>> torch.save({"state_dict": Net().state_dict(), "pytorch-lightning_version": pl.__version__}, path)
+        >>> type(load_from_checkpoint(Net, path)).__name__
+        'Net'
+    """
+    load = getattr(module_class, "load_from_checkpoint", None)
+    if not isinstance(module_class, type) or load is None:
+        raise ConfigurationError(
+            f"load_from_checkpoint({module_class!r}, ...): give the class of your LightningModule, not an instance."
+        )
+    states = _states(path)
+    module: Module = load(path, **arguments)
+    for state in states.values():
+        method = state.get("method", {}) if isinstance(state, Mapping) else {}
+        if isinstance(module, nn.Module) and "quantization" in method:
+            restore_quantization_(module, state)
+    return module
+
+
+def _states(path: str | os.PathLike[str]) -> Mapping[str, Any]:
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{path} is no checkpoint that torch can read: {error}.") from error
+    states = checkpoint.get(CHECKPOINT_KEY, {}) if isinstance(checkpoint, Mapping) else None
+    if not isinstance(states, Mapping):
+        raise CheckpointError(
+            f"{path}: its entry {CHECKPOINT_KEY!r} is damaged, or it is no checkpoint of Lightning's."
+        )
+    return states

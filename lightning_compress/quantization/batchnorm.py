@@ -1,0 +1,178 @@
+"""Convolutions with the batch normalization behind them folded in, during training already.
+
+Jacob et al. 2018 (arXiv 1712.05877), section 3.2: at inference there is one convolution with the weight
+``gamma w / sqrt(var + eps)``, so that weight is what must be quantized. In training the convolution runs twice: with
+its plain weight, for the statistics of the batch, and with the folded and quantized one, for the output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_FOLDED = "_folded_batchnorm"  # on a convolution; a list, so that the norm does not become its child
+
+
+class PairFinder:
+    """Finds which batch normalization reads which convolution's output, and nothing else, in one ordinary batch.
+
+    Args:
+        model: holds quantized convolutions.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._names = {module: name for name, module in model.named_modules()}
+        self._outputs: dict[int, tuple[nn.Module, Tensor]] = {}  # the tensors kept, so that no address is used twice
+        self._pairs: dict[str, str] = {}
+        self._handles: list[RemovableHandle] = []
+        for module in self._names:
+            if isinstance(module, _CONVOLUTIONS) and hasattr(module, "weight_quantizer"):
+                self._handles.append(module.register_forward_hook(self._left))
+            elif type(module) in _NORMS and module.affine and module.track_running_stats:
+                self._handles.append(module.register_forward_pre_hook(self._entered))
+        if self._handles:
+            torch.compiler.reset()  # a graph compiled without the hooks would go on without them
+
+    def stop(self) -> dict[str, str]:
+        """Take the hooks away; return the convolutions' names, each with its normalization's."""
+        if self._handles:
+            torch.compiler.reset()
+        while self._handles:
+            self._handles.pop().remove()
+        self._outputs.clear()
+        return self._pairs
+
+    def __deepcopy__(self, memo: Any) -> PairFinder:
+        """A copy of the model made meanwhile is not watched."""
+        return PairFinder(nn.Module())
+
+    def _left(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        if module in self._names:
+            self._outputs[id(output)] = (module, output)
+
+    def _entered(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        convolution, output = self._outputs.pop(id(args[0]), (None, None)) if args else (None, None)
+        if convolution is not None and output is args[0]:
+            self._pairs[self._names[convolution]] = self._names[module]
+
+
+def fold_(model: nn.Module, pairs: Mapping[str, str]) -> None:
+    """Fold each normalization into its convolution; one that is folded already stays so.
+
+    Args:
+        model: holds both.
+        pairs: names of quantized convolutions, each with its normalization's.
+    """
+    for convolution, norm in pairs.items():
+        module, batchnorm = model.get_submodule(convolution), model.get_submodule(norm)
+        if is_folded(module):
+            continue
+        module.__dict__[_FOLDED] = [batchnorm]
+        batchnorm.__class__ = _FOLDED_CLASSES[type(batchnorm)]
+        batchnorm.__dict__["statistics_are_frozen"] = False
+
+
+def unfold_(convolution: nn.Module) -> None:
+    """Undo :func:`fold_` for one convolution."""
+    batchnorm = convolution.__dict__.pop(_FOLDED, [None])[0]
+    if batchnorm is not None:
+        batchnorm.__class__ = next(cls for cls in type(batchnorm).__mro__ if cls in _NORMS)
+        del batchnorm.__dict__["statistics_are_frozen"]
+
+
+def is_folded(convolution: nn.Module) -> bool:
+    """Whether a batch normalization is folded into a convolution."""
+    return _FOLDED in convolution.__dict__
+
+
+def freeze_statistics_(model: nn.Module, *, frozen: bool) -> None:
+    """Whether folded normalizations use their running statistics in training too, from now on."""
+    for module in model.modules():
+        if isinstance(module, _Folded):
+            module.__dict__["statistics_are_frozen"] = frozen
+
+
+def folded_forward(convolution: Any, tensor: Tensor) -> Tensor:
+    """What the convolution and its normalization compute, with one quantized weight for both."""
+    norm = convolution.__dict__[_FOLDED][0]
+    mean, variance = norm.running_mean, norm.running_var
+    if norm.training and not norm.statistics_are_frozen:
+        plain = convolution._conv_forward(tensor, convolution.weight, convolution.bias).float()  # noqa: SLF001
+        others = [dimension for dimension in range(plain.dim()) if dimension != 1]
+        mean, variance = plain.mean(others), plain.var(others, unbiased=False)
+        _take_in(norm, mean.detach(), variance.detach(), plain.numel() // plain.shape[1])
+    weight, bias = folded(convolution, norm, mean, variance)
+    quantizer = convolution.weight_quantizer
+    output: Tensor = convolution._conv_forward(tensor, quantizer(weight), bias)  # noqa: SLF001
+    return output
+
+
+def folded(convolution: Any, norm: Any, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the one convolution: ``f w``, ``beta + f (b - mean)`` with ``f = gamma / sqrt(var + eps)``."""
+    factor = norm.weight * torch.rsqrt(variance + norm.eps)
+    bias = -mean if convolution.bias is None else convolution.bias - mean
+    shape = [-1] + [1] * (convolution.weight.dim() - 1)
+    return convolution.weight * factor.view(shape), norm.bias + bias * factor
+
+
+def evaluated_weight(convolution: Any) -> tuple[Tensor, Tensor | None]:
+    """The weight that the quantizer of a convolution sees in evaluation, and the bias that goes with it."""
+    norm = convolution.__dict__.get(_FOLDED, [None])[0]
+    if norm is None:
+        return convolution.weight, getattr(convolution, "bias", None)  # an embedding has none
+    return folded(convolution, norm, norm.running_mean, norm.running_var)
+
+
+@torch.no_grad()
+def absorb_(convolution: Any) -> Tensor:
+    """Let a folded convolution do without its normalization, which stays behind as the identity; for export.
+
+    Returns:
+        The folded weight, for the quantizer; the convolution has the bias that goes with it.
+    """
+    weight, bias = evaluated_weight(convolution)
+    convolution.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+    del convolution.__dict__[_FOLDED]
+    return weight
+
+
+@torch.no_grad()
+def _take_in(norm: Any, mean: Tensor, variance: Tensor, count: int) -> None:
+    norm.num_batches_tracked.add_(1)
+    momentum = 1.0 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+    norm.running_mean.lerp_(mean.to(norm.running_mean), momentum)
+    norm.running_var.lerp_((variance * count / max(1, count - 1)).to(norm.running_var), momentum)
+
+
+class _Folded(nn.Module):
+    """A batch normalization whose work the convolution before it does."""
+
+    statistics_are_frozen: bool
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name it has in torch)
+        return input
+
+
+class _Folded1d(_Folded, nn.BatchNorm1d):
+    pass
+
+
+class _Folded2d(_Folded, nn.BatchNorm2d):
+    pass
+
+
+class _Folded3d(_Folded, nn.BatchNorm3d):
+    pass
+
+
+_FOLDED_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm1d: _Folded1d,
+    nn.BatchNorm2d: _Folded2d,
+    nn.BatchNorm3d: _Folded3d,
+}

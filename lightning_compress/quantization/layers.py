@@ -1,0 +1,232 @@
+"""Layers that compute with quantized weights and inputs: the same objects, their class made a subclass.
+
+A layer keeps its parameters, its name and its place; quantizers become child modules without parameters or
+buffers, so no ``state_dict`` key comes, goes or moves. ``restore_`` gives the layer its own class back.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+from typing_extensions import override
+
+from lightning_compress.core import TargetError
+from lightning_compress.core.targets import is_transformers_conv1d
+from lightning_compress.quantization.activations import ActivationQuantizer
+from lightning_compress.quantization.batchnorm import folded_forward, is_folded
+from lightning_compress.quantization.weights import FollowingRange, WeightQuantizer
+
+INPUT = "input_quantizer"
+
+
+class QuantizedLayer(nn.Module):
+    """What the subclasses share; stands before the layer's own class among their bases."""
+
+    original: type[nn.Module]
+
+    def quantized(self, name: str = "weight") -> Tensor:
+        """A weight as it will be once stored."""
+        weight: Tensor = getattr(self, name)
+        quantizer = child(self, quantizer_name(name))
+        return weight if quantizer is None else quantizer(weight)
+
+    def quantized_input(self, tensor: Any) -> Any:
+        """An input as it will be once quantized."""
+        quantizer = child(self, INPUT)
+        return tensor if quantizer is None else quantizer(tensor)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        # The subclass has no name in any module by which it could be found again.
+        return _blank, (self.original,), self.__getstate__()  # type: ignore[no-untyped-call]
+
+
+class _Linear(QuantizedLayer):
+    bias: Tensor | None
+
+    @override
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(self.quantized_input(input), self.quantized(), self.bias)
+
+
+class _Convolution(QuantizedLayer):
+    @override
+    def forward(self: Any, input: Tensor) -> Tensor:
+        if is_folded(self):
+            return folded_forward(self, self.quantized_input(input))
+        output: Tensor = self._conv_forward(self.quantized_input(input), self.quantized(), self.bias)
+        return output
+
+
+class _TransposedConvolution(QuantizedLayer):
+    @override
+    def forward(self: Any, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        dimensions = len(self.kernel_size)
+        padding = self._output_padding(
+            input, output_size, self.stride, self.padding, self.kernel_size, dimensions, self.dilation
+        )
+        convolve = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[dimensions - 1]
+        return convolve(
+            self.quantized_input(input), self.quantized(), self.bias, self.stride, self.padding, padding, self.groups,
+            self.dilation,
+        )  # fmt: skip
+
+
+class _TransformersConv1D(QuantizedLayer):
+    bias: Tensor
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(self.quantized_input(x), self.quantized().T, self.bias)
+
+
+class _Embedding(QuantizedLayer):
+    @override
+    def forward(self: Any, input: Tensor) -> Tensor:
+        options = (self.padding_idx, self.max_norm, self.norm_type, self.scale_grad_by_freq, self.sparse)
+        quantizer = self.weight_quantizer
+        if isinstance(quantizer, FollowingRange) and quantizer.rows.members == self.embedding_dim:
+            # Each entry has a scale of its own: only those looked up need to be quantized.
+            vectors = F.embedding(input, self.weight, *options)
+            if not quantizer.active:
+                return vectors
+            return quantizer.quantize(vectors.reshape(-1, self.embedding_dim)).view_as(vectors)
+        return F.embedding(input, self.quantized(), *options)
+
+
+class _Recurrent(QuantizedLayer):
+    @override
+    def forward(self: Any, input: Any, hx: Any = None) -> Any:
+        if isinstance(input, PackedSequence):
+            input = input._replace(data=self.quantized_input(input.data))  # noqa: A001
+        else:
+            input = self.quantized_input(input)  # noqa: A001
+        weights = [self.quantized(name) for name in self._flat_weights_names]
+        return self.original.forward(_stand_in(self, _flat_weights=weights), input, hx)
+
+
+class _MultiheadAttention(QuantizedLayer):
+    """Hands its quantized weights to the original, which would read them from their places, fused or not."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+        projections = {
+            name: self.quantized(name)
+            for name in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+            if getattr(self, name) is not None
+        }
+        output = self.out_proj
+        if isinstance(output, QuantizedLayer):
+            output = _stand_in(output, weight=output.quantized())
+        # One tensor stays one: the original looks whether query, key and value are the same.
+        seen = {id(tensor): self.quantized_input(tensor) for tensor in (query, key, value)}
+        attention = _stand_in(self, out_proj=output, **projections)
+        inputs = (seen[id(tensor)] for tensor in (query, key, value))
+        return self.original.forward(attention, *inputs, *args, **kwargs)
+
+
+_KINDS: tuple[tuple[type[nn.Module], type[QuantizedLayer]], ...] = (
+    (nn.Linear, _Linear),
+    (nn.Conv1d, _Convolution),
+    (nn.Conv2d, _Convolution),
+    (nn.Conv3d, _Convolution),
+    (nn.ConvTranspose1d, _TransposedConvolution),
+    (nn.ConvTranspose2d, _TransposedConvolution),
+    (nn.ConvTranspose3d, _TransposedConvolution),
+    (nn.Embedding, _Embedding),
+    (nn.LSTM, _Recurrent),
+    (nn.GRU, _Recurrent),
+    (nn.RNN, _Recurrent),
+    (nn.MultiheadAttention, _MultiheadAttention),
+)
+
+
+_SUBCLASSES: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def child(module: nn.Module, name: str) -> Any:
+    """A child module by name, or ``None``."""
+    return module.__dict__["_modules"].get(name)
+
+
+def quantizer_name(weight: str) -> str:
+    """The name of the child that quantizes a weight."""
+    return f"{weight}_quantizer"
+
+
+def refuse_unsupported(module: nn.Module, name: str) -> None:
+    """Refuse layers whose way of computing is not known.
+
+    Raises:
+        TargetError: names the layer, and says how to leave it out.
+    """
+    kind, base = _kind(getattr(module, "original", type(module)))
+    if kind is None or base is None:
+        raise TargetError(
+            f"{name} belongs to a {type(module).__name__}, which quantization does not know; add exclude={name!r}."
+        )
+    own = getattr(module, "original", type(module))
+    if own.forward is not base.forward:
+        raise TargetError(
+            f"{name} belongs to a {own.__name__} with a forward of its own, which would be passed over; add "
+            f"exclude={name!r}."
+        )
+
+
+def attach_(
+    module: nn.Module, weight: str | None, quantizer: WeightQuantizer | None, inputs: ActivationQuantizer | None
+) -> None:
+    """Make a layer compute with quantizers.
+
+    Args:
+        module: the layer; its class is changed.
+        weight: the name of its weight.
+        quantizer: of that weight.
+        inputs: of its input; ``None`` leaves what is there.
+    """
+    if not isinstance(module, QuantizedLayer):
+        module.__class__ = _quantized_class(type(module))
+    device = next(iter(module.parameters(recurse=False))).device
+    if weight is not None and quantizer is not None:
+        module.add_module(quantizer_name(weight), quantizer.to(device))
+    if inputs is not None:
+        module.add_module(INPUT, inputs.to(device))
+
+
+def restore_(module: nn.Module) -> None:
+    """Give a layer its own class back, without quantizers."""
+    for name in [name for name, _ in module.named_children() if name.endswith("_quantizer")]:
+        delattr(module, name)
+    module.__class__ = getattr(module, "original", type(module))
+
+
+def _kind(cls: type[nn.Module]) -> tuple[type[QuantizedLayer] | None, type[nn.Module] | None]:
+    for base, kind in _KINDS:
+        if issubclass(cls, base):
+            return kind, base
+    if is_transformers_conv1d(cls):
+        base = next(parent for parent in cls.__mro__ if parent.__name__ == "Conv1D")
+        return _TransformersConv1D, base
+    return None, None
+
+
+def _quantized_class(cls: type[nn.Module]) -> type[nn.Module]:
+    if cls not in _SUBCLASSES:
+        members = {"original": cls, "__module__": __name__}
+        _SUBCLASSES[cls] = type(f"Quantized{cls.__name__}", (_kind(cls)[0], cls), members)  # type: ignore[arg-type]
+    return _SUBCLASSES[cls]
+
+
+def _blank(cls: type[nn.Module]) -> nn.Module:
+    return object.__new__(_quantized_class(cls))
+
+
+def _stand_in(module: QuantizedLayer, **replaced: Any) -> Any:
+    """An object of the layer's own class that shares everything with it but some attributes."""
+    other = object.__new__(module.original)
+    own = {name: module.__dict__[name] for name in module.__dict__}
+    for registry in ("_parameters", "_modules"):
+        own[registry] = {name: entry for name, entry in own[registry].items() if name not in replaced}
+    other.__dict__.update(own | replaced)
+    return other

@@ -1,0 +1,36 @@
+import copy
+
+import numpy as np
+import torch
+
+from lightning_compress.quantization.held import HoldsTensors
+
+
+def holder():
+    module = HoldsTensors()
+    module.hold("step", torch.tensor([1e-12]).requires_grad_())
+    module.hold("place", torch.tensor([3], dtype=torch.int32))
+    return module
+
+
+def test_held_tensors_are_not_cast_and_stay_the_same_objects():
+    module = holder()
+    step, optimizer = module.step, torch.optim.SGD([module.step], lr=1.0)
+    step.grad = torch.ones(1)
+    module.half().bfloat16().double().cpu()
+    assert module.step is step
+    assert (module.step.dtype, module.step.item()) == (torch.float32, np.float32(1e-12))
+    assert module.place.dtype == torch.int32
+    optimizer.step()
+    assert module.step.item() == -1.0
+
+
+def test_held_tensors_move_and_are_copied_with_the_module():
+    module = holder()
+    assert copy.deepcopy(module).step is not module.step
+    assert copy.deepcopy(module).step.requires_grad
+    module.to("meta")
+    assert {tensor.device.type for tensor in module.held().values()} == {"meta"}
+    assert module.step.requires_grad
+    module.to_empty(device="cpu")
+    assert {tensor.device.type for tensor in module.held().values()} == {"cpu"}
