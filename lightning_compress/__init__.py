@@ -10,8 +10,9 @@ from lightning_compress.core.errors import (
     TargetError,
 )
 from lightning_compress.core.targets import targets
-from lightning_compress.export import load_compressed, save_compressed
+from lightning_compress.export import export, load_compressed, save_compressed
 from lightning_compress.modules import TransformerModule
+from lightning_compress.post_training import quantize
 from lightning_compress.quantization import convert, remove
 
 __all__ = [
@@ -24,8 +25,10 @@ __all__ = [
     "TargetError",
     "TransformerModule",
     "convert",
+    "export",
     "load_compressed",
     "load_from_checkpoint",
+    "quantize",
     "remove",
     "save_compressed",
     "targets",

@@ -115,8 +115,7 @@ def zero_point_of(lowest: Tensor, scale: Tensor, grid: Grid) -> Tensor:
     Returns:
         int32 in ``[grid.low, grid.high]``.
     """
-    places = grid.low - torch.round(lowest.float().clamp(max=0.0) / scale)
-    return places.clamp(grid.low, grid.high).to(torch.int32)
+    return (grid.low - torch.round(lowest.float() / scale)).clamp(grid.low, grid.high).to(torch.int32)
 
 
 def power_of_two(scale: Tensor) -> Tensor:

@@ -30,7 +30,8 @@ class Quantization:
     """The quantizers of one model; knows nothing of training loops.
 
     Call :meth:`watch_` before the first batch that counts, :meth:`activate_` after it, then :meth:`advance_` between
-    batches, and :meth:`freeze_` when ranges are to stay.
+    batches, and :meth:`freeze_` when ranges are to stay. To calibrate, call :meth:`advance_` before :meth:`activate_`,
+    too: all batches are then those of the model in floating point.
 
     Attributes:
         model: as given.
@@ -99,15 +100,17 @@ class Quantization:
 
     def activate_(self, reduce_max: Callable[[Tensor], Tensor]) -> None:
         """Quantize from now on, within what was watched; ``reduce_max`` takes the largest over ranks."""
-        if self._finder is not None:
-            self._pairs, self._finder = self._finder.stop(), None
+        self._stop_finding()
         self._switch_on()
         self._refresh()
         merge(self.inputs, reduce_max)
 
     def advance_(self, reduce_max: Callable[[Tensor], Tensor], *, refresh_every: int) -> None:
         """Take what was watched since the last call into the ranges."""
+        self._stop_finding()
         merge(self.inputs, reduce_max)
+        if self.phase == "watching":
+            return
         self._steps += 1
         if self._steps >= refresh_every:
             self._refresh()
@@ -172,6 +175,10 @@ class Quantization:
             self._switch_on()
             if state["phase"] == "frozen":
                 self.freeze_()
+
+    def _stop_finding(self) -> None:
+        if self._finder is not None:
+            self._pairs, self._finder = self._finder.stop(), None
 
     def _switch_on(self) -> None:
         self.phase = "active"

@@ -126,7 +126,7 @@ class Settings:
 def _check_bits(name: str, bits: Any, words: tuple[Any, ...]) -> None:
     if type(bits) is int and bits in _BITS:
         return
-    if bits not in words or isinstance(bits, int):
+    if bits not in words:
         raise ConfigurationError(
             f"{name}={bits!r}: write {_BITS.start} to {_BITS.stop - 1}, or one of {', '.join(map(repr, words))}."
         )

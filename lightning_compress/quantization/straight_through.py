@@ -36,6 +36,9 @@ def fake_quantize(tensor: Tensor, scale: Tensor, zero_point: Tensor | int, grid:
         >>> fake_quantize(torch.tensor([-9.0, 0.2, 0.7]), torch.tensor(0.5), 3, Grid(0, 15))
         tensor([-1.5000,  0.0000,  0.5000])
     """
+    # Three passes over the tensor fewer; elsewhere than on a CPU it would wait for the device.
+    if isinstance(zero_point, Tensor) and _is_at_hand(zero_point) and not torch.compiler.is_compiling():
+        zero_point = int(zero_point)
     quantized: Tensor = _FakeQuantize.apply(tensor, scale, zero_point, grid.low, grid.high)  # type: ignore[no-untyped-call]
     return quantized
 
@@ -111,6 +114,10 @@ def inside(gradient: Tensor, places: Tensor, low: float, high: float) -> Tensor:
     # One vectorized operator: to compare, and to multiply by truth values, takes six times as long on a CPU.
     kept: Tensor = torch.ops.aten.hardtanh_backward(gradient.float(), places, low, high)
     return kept
+
+
+def _is_at_hand(tensor: Tensor) -> bool:
+    return tensor.dim() == 0 and tensor.device.type == "cpu"
 
 
 class _FakeQuantize(torch.autograd.Function):

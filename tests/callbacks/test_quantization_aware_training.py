@@ -20,6 +20,8 @@ from lightning_compress import (
     load_from_checkpoint,
 )
 from lightning_compress.quantization.batchnorm import is_folded
+from lightning_compress.quantization.model import quantizers_of
+from tests.conformance.interruption import assert_bitwise_equal, everything, run_to_the_end, run_until
 from tests.conformance.tiny import WEIGHTS, WINDOW, Tiny, data, fit, loader, trainer, weights, zeros
 
 SPAN = {"start": 2, "freeze_ranges": 8}
@@ -101,6 +103,21 @@ def test_pruned_zeros_stay_zero():
     for name, weight in zip(WEIGHTS, weights(model), strict=True):
         layer = model.get_submodule(name.removesuffix(".weight"))
         assert not layer.quantized()[weight == 0].any()
+
+
+@pytest.mark.parametrize("point", [4, 6, 11])
+def test_pruned_and_quantized_in_one_fit_resumes_bitwise(point, tmp_path):
+    def both():
+        quantization = QuantizationAwareTraining(4, 4, method="lsq", start=4, freeze_ranges=10)
+        return GradualPruning(0.75, **WINDOW), quantization, EMAWeightAveraging(decay=0.8)
+
+    whole = run_to_the_end(Tiny(), *both())
+    path = run_until(point, tmp_path, Tiny(), *both())
+    resumed = run_to_the_end(Tiny(), *both(), ckpt_path=path)
+    assert_bitwise_equal(everything(resumed), everything(whole))
+    ranges = [dict(quantizers_of(run.lightning_module)) for run in (whole, resumed)]
+    for name, quantizer in ranges[0].items():
+        assert all(torch.equal(kept, ranges[1][name].held()[key]) for key, kept in quantizer.held().items())
 
 
 def test_pruning_stands_before_quantization():

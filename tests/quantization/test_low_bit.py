@@ -32,6 +32,7 @@ def test_ternary_is_the_papers():
         expected, expected_size = ternary_by_numpy(row)
         np.testing.assert_array_equal(found, expected)
         assert size == pytest.approx(expected_size, rel=1e-6)
+    assert torch.equal(ternary_weight(rows), signs * scale)
 
 
 @given(SPARSE)

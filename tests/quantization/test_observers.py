@@ -31,6 +31,10 @@ def heavy_tailed(*shape, seed=0):
     return random(*shape, seed=seed) ** 3
 
 
+def skewed(*shape, seed=0):
+    return random(*shape, seed=seed) - 1.0
+
+
 def test_minmax():
     rows, tensor = random(5, 40), random(6, 7, 8)
     assert WEIGHT_OBSERVERS["minmax"](rows, signed(8)).tolist() == np.abs(rows.numpy()).max(1).tolist()
@@ -73,8 +77,8 @@ def test_percentile_of_a_large_tensor_is_near_numpys():
 
 @pytest.mark.parametrize("column", range(6))
 def test_the_sample_of_a_large_tensor_keeps_in_step_with_no_feature(column):
-    # 1000 x 384 numbers are six times as many as are looked at, and every sixth feature is large.
-    tensor = torch.zeros(1_000, 384)
+    # Six times as many numbers as 2^16, and every sixth feature is large.
+    tensor = torch.zeros(1_024, 384)
     tensor[:, column::6] = 1.0
     assert ACTIVATION_OBSERVERS["percentile"](tensor, unsigned(8)).tolist() == [0.0, 1.0]
     assert ACTIVATION_OBSERVERS["mse"](tensor, unsigned(8)).tolist() == [0.0, 1.0]
@@ -93,7 +97,7 @@ def test_mse_of_rows_is_the_least_of_all_shares(make, bits):
 
 
 @pytest.mark.parametrize("grid", [unsigned(2), unsigned(4), unsigned(8), signed(4)], ids=str)
-@pytest.mark.parametrize("make", [random, heavy_tailed])
+@pytest.mark.parametrize("make", [random, heavy_tailed, skewed])
 def test_mse_is_the_least_of_all_shares(make, grid):
     tensor = make(3_000)
     low, high = ACTIVATION_OBSERVERS["mse"](tensor, grid).tolist()

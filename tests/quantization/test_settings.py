@@ -95,6 +95,7 @@ def test_what_is_in_range_is_taken():
     settings(weight_granularity="per_group", group_size=2)
     settings(activation_scheme="symmetric", method="lsq")
     settings(weight_bits="float8", activation_bits=8, method="mse")
+    settings(weight_bits=4, activation_bits=None, method="mse")
 
 
 def test_override_changes_some_values_and_checks_them():

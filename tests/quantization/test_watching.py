@@ -23,11 +23,13 @@ def test_as_published_ranges_are_moving_averages():
 
 def test_batches_between_two_merges_count_as_one():
     first, second = random(30), random(30, seed=1)
-    together, apart = ranged(torch.cat([first, second])), watching()
-    apart(first)
-    apart(second)
-    merge([apart], alone)
-    assert torch.equal(apart.seen, together.seen)
+    together = ranged(torch.cat([first, second]))
+    for batches in ((first, second), (second, first)):
+        apart = watching()
+        for batch in batches:
+            apart(batch)
+        merge([apart], alone)
+        assert torch.equal(apart.seen, together.seen)
 
 
 def test_ranks_agree_on_what_any_of_them_saw():

@@ -1,0 +1,174 @@
+"""A trained model as a file that runtimes execute."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from lightning_compress.core import ConfigurationError
+from lightning_compress.export.failures import needed
+from lightning_compress.export.files import written_aside
+from lightning_compress.export.inputs import Dynamic, Inputs, Sample, dynamic_sizes, read_sample, tensors_of
+from lightning_compress.export.onnx import OPSET, check_opset, save_onnx, to_onnx
+from lightning_compress.export.openvino import save_openvino
+from lightning_compress.export.parity import Array, Parity, compare, complaint, runtimes
+from lightning_compress.export.report import ExportReport
+from lightning_compress.quantization.attention import is_quantized_attention, register
+from lightning_compress.quantization.exportable import Contents, make_exportable_
+
+Format = Literal["onnx", "openvino"]
+
+_SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}
+_log = logging.getLogger(__name__)
+
+
+def export(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    sample: Sample,
+    *,
+    format: Format = "onnx",  # noqa: A002 (the word for it)
+    opset: int = OPSET,
+    dynamic: Dynamic | None = None,
+    runtime_check: bool = True,
+    batches: Iterable[Sample] = (),
+) -> ExportReport:
+    """Write a model as a file that ONNX Runtime or OpenVINO runs, quantized layers in integers.
+
+    A quantized weight is stored as integers, in four bits where runtimes read those as fast; a quantized input becomes
+    a QuantizeLinear and DequantizeLinear pair; an embedding is looked up in integers. A batch normalization that was
+    folded in training is gone. What is not quantized stays float32, so a dense model can be exported too. The model
+    itself is not changed: all this happens to a copy, in eval mode, on the CPU.
+
+    Args:
+        model: trained, or calibrated. A LightningModule works if its ``forward`` does what is wanted; else pass
+            ``module.model``.
+        path: of the file: ``.onnx``, or ``.xml`` for OpenVINO (its numbers go into a ``.bin`` file beside it). Numbers
+            beyond 2 GB go into ``<name>.onnx.data``. Files appear under their names only when they are whole.
+        sample: what the model is called with: a tensor, a tuple of tensors, or tensors by name such as a batch of a
+            Hugging Face model. ``labels`` are left out.
+        format: ``"onnx"`` or ``"openvino"``.
+        opset: of ONNX, 21 or later.
+        dynamic: which sizes are free when the file runs, as ``{input: {dimension: name}}``; by default the first one of
+            each input, and the second one of integers of two dimensions (tokens). ``{}`` fixes all to the sample's.
+        runtime_check: whether to run the file and compare it with the model.
+        batches: more samples for that comparison: the share of equal predictions is only as fine as their number.
+
+    Returns:
+        The file's size, what it holds, and how near its outputs come to the model's; also logged.
+
+    Warns:
+        UserWarning: too many predictions differ (0.5 % in ONNX Runtime, 1.5 % in OpenVINO), or in ONNX Runtime outputs
+            do by more than 2 % of their range and twice what torch differs from itself, summing in another order.
+
+    Raises:
+        ConfigurationError: a value that cannot work, or a sample that the model does not accept.
+        CompressionError: a layer of which no range was observed, or a model that torch or a runtime cannot take.
+        MissingExtraError: onnx, onnxscript, onnxruntime or openvino is needed and not installed.
+        OSError: the disk is full, or the folder not writable; an older file of that name is left as it was.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+        >>> report = export(model, Path(tempfile.mkdtemp()) / "model.onnx", torch.randn(4, 8))
+        >>> report.parity[0].equal
+        1.0
+    """
+    target = _check(path, format, opset, runtime_check=runtime_check)
+    plain = _evaluated_copy(model)
+    inputs = read_sample(plain, sample)
+    sizes = dynamic_sizes(inputs, dynamic)
+    checked = [inputs, *(read_sample(plain, batch, "batches") for batch in batches)] if runtime_check else []
+    outputs = list(_outputs(plain, inputs))
+    references = [_first(plain, batch) for batch in checked]
+    contents = make_exportable_(plain)
+    graph = to_onnx(plain, inputs, outputs, sizes, opset=opset, four_bits=contents.four_bits)
+    with written_aside(target) as aside:
+        _save(graph, aside, format)
+        parity = _parity(plain, aside, checked, references) if runtime_check else ()
+        report = _report(target, aside, contents, graph, parity)
+    _log.info("%s", report)
+    for entry in parity[1:]:
+        if what := complaint(entry, parity[0].largest_difference):
+            warnings.warn(f"{target.name} in {entry.runtime}: {what}.", stacklevel=2)
+    return report
+
+
+def _check(path: str | os.PathLike[str], format_: Any, opset: int, *, runtime_check: bool) -> Path:
+    if format_ not in get_args(Format):
+        raise ConfigurationError(f"format={format_!r} is none of {', '.join(map(repr, get_args(Format)))}.")
+    check_opset(opset)
+    target, suffix = Path(path), _SUFFIXES[format_]
+    if target.suffix != suffix:
+        raise ConfigurationError(
+            f"path={str(path)!r}: with format={format_!r} the name ends in {suffix}; write "
+            f"{str(target.with_suffix(suffix))!r}."
+        )
+    if not target.parent.is_dir():
+        raise ConfigurationError(f"path={str(path)!r}: there is no folder {str(target.parent)!r}; create it first.")
+    extra = "onnx" if format_ == "onnx" else "onnx,openvino"
+    for package in ("onnx", "onnxscript", *(["openvino"] if format_ == "openvino" else [])):
+        needed(package, extra=extra, purpose=f"format={format_!r}")
+    if runtime_check and format_ == "onnx":
+        needed("onnxruntime", extra=extra, purpose="runtime_check=True")
+    return target
+
+
+def _evaluated_copy(model: nn.Module) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise ConfigurationError(f"model={type(model).__name__}: give the module that was trained.")
+    copied: nn.Module = copy.deepcopy(getattr(model, "_orig_mod", model)).cpu().float().eval()
+    if any(map(is_quantized_attention, copied.modules())):
+        register()  # a model that was unpickled may be the first in this process
+    for module in copied.modules():
+        for name, child in list(module.named_children()):
+            setattr(module, name, getattr(child, "_orig_mod", child))  # compiled: the exporter wants what was compiled
+        if getattr(getattr(module, "config", None), "use_cache", False):
+            module.config.use_cache = False  # type: ignore[union-attr]
+    return copied
+
+
+@torch.no_grad()
+def _outputs(model: nn.Module, batch: Inputs) -> dict[str, Tensor]:
+    return tensors_of(batch.call(model))
+
+
+def _first(model: nn.Module, batch: Inputs) -> Array:
+    first: Array = next(iter(_outputs(model, batch).values())).numpy()
+    return first
+
+
+def _save(graph: Any, path: Path, format_: Format) -> None:
+    if format_ == "onnx":
+        save_onnx(graph, path)
+        return
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        source = Path(folder) / "model.onnx"
+        save_onnx(graph, source)
+        save_openvino(source, path)
+
+
+def _parity(model: nn.Module, path: Path, batches: list[Inputs], references: list[Array]) -> tuple[Parity, ...]:
+    """Torch itself with stored numbers comes first: the same arithmetic in another order."""
+    again = iter([_first(model, batch) for batch in batches])
+    ways = [("torch, stored weights", lambda _: next(again)), *runtimes(path)]
+    feeds = [batch.arrays() for batch in batches]
+    return tuple(compare(name, run, feeds, references) for name, run in ways)
+
+
+def _report(target: Path, aside: Path, contents: Contents, graph: Any, parity: tuple[Parity, ...]) -> ExportReport:
+    return ExportReport(
+        path=target,
+        bytes=sum(file.stat().st_size for file in aside.parent.iterdir()),
+        stored_weights=len(contents.stored),
+        quantized_inputs=sum(node.op_type == "QuantizeLinear" for node in graph.graph),
+        parity=parity,
+    )

@@ -1,0 +1,148 @@
+"""How near an exported file comes to the model that was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lightning_compress.core import CompressionError
+from lightning_compress.export.failures import installed, needed, reason
+
+Array = npt.NDArray[Any]
+Run = Callable[[dict[str, Array]], Array]
+
+ONNX_RUNTIME, OPENVINO, BFLOAT16 = "ONNX Runtime", "OpenVINO", "bf16"
+LARGEST_DIFFERENCE = 0.02
+_SMALLEST = float(np.finfo(np.float32).tiny)
+EQUAL_PREDICTIONS = {ONNX_RUNTIME: 0.995, OPENVINO: 0.985}  # OpenVINO fuses differently
+
+
+@dataclass(frozen=True)
+class Parity:
+    """A file in one runtime, beside the model in torch.
+
+    Attributes:
+        runtime: its name, version and the precision of what is not quantized.
+        largest_difference: of the first output, as a share of its range (largest less smallest number).
+        equal: share of equal predictions, the places of the largest number along the last dimension; ``None`` where
+            that dimension has one number.
+        predictions: how many there were.
+    """
+
+    runtime: str
+    largest_difference: float
+    equal: float | None
+    predictions: int
+
+
+def complaint(entry: Parity, own: float) -> str | None:
+    """What is further apart than it should be, if anything.
+
+    Args:
+        entry: of a runtime.
+        own: the largest difference between two ways in which torch computes the same: some models blow up the last
+            bit of a sum, and no runtime sums in torch's order.
+
+    Returns:
+        ``None`` also for a precision that is the processor's choice and no part of the file.
+    """
+    name, least = next((name, share) for name, share in EQUAL_PREDICTIONS.items() if entry.runtime.startswith(name))
+    if BFLOAT16 in entry.runtime:
+        return None
+    if entry.equal is not None and entry.equal < least:
+        return f"{1 - entry.equal:.1%} of {entry.predictions} predictions differ"
+    if name == ONNX_RUNTIME and entry.largest_difference > max(LARGEST_DIFFERENCE, 2 * own):
+        return f"outputs differ by up to {entry.largest_difference:.1%} of their range"
+    return None
+
+
+def compare(runtime: str, run: Run, feeds: Sequence[Mapping[str, Array]], references: Sequence[Array]) -> Parity:
+    """Run a file on some batches.
+
+    Args:
+        runtime: its name.
+        run: from inputs by name to the first output.
+        feeds: one mapping a batch.
+        references: what torch gave for each.
+
+    Raises:
+        CompressionError: the runtime fails, or gives another shape.
+    """
+    difference, low, high, equal, predictions = 0.0, np.inf, -np.inf, 0, 0
+    for feed, reference in zip(feeds, references, strict=True):
+        output, expected = _output(runtime, run, feed, reference), np.asarray(reference, np.float64)
+        with np.errstate(invalid="ignore"):
+            gaps = np.where(output == expected, 0.0, np.abs(output - expected))
+        difference = max(difference, float(np.nan_to_num(gaps, nan=np.inf).max(initial=0.0)))
+        finite = expected[np.isfinite(expected)]
+        low, high = float(finite.min(initial=low)), float(finite.max(initial=high))
+        if expected.ndim and expected.shape[-1] > 1:
+            same = output.argmax(-1) == expected.argmax(-1)
+            equal, predictions = equal + int(same.sum()), predictions + same.size
+    extent = high - low if high > low else max(abs(high), _SMALLEST)  # a single number has no range
+    return Parity(runtime, difference / extent, equal / predictions if predictions else None, predictions)
+
+
+def _output(runtime: str, run: Run, feed: Mapping[str, Array], reference: Array) -> Array:
+    try:
+        output = run(dict(feed))
+    except Exception as error:
+        raise CompressionError(f"{runtime} cannot run the file: {reason(error)}.") from error
+    if output.shape != reference.shape:
+        raise CompressionError(f"{runtime} gives {output.shape} where torch gives {reference.shape}.")
+    return np.asarray(output, np.float64)
+
+
+def runtimes(path: Path) -> Iterator[tuple[str, Run]]:
+    """What can run a file here: ONNX Runtime an ONNX file, OpenVINO (where it is installed) both formats.
+
+    OpenVINO runs it in float32 and, on a processor where that is its own choice, in bfloat16 too.
+
+    Raises:
+        CompressionError: a runtime cannot load the file.
+    """
+    is_onnx = path.suffix == ".onnx"
+    if is_onnx:
+        yield _onnxruntime(path)
+    if not is_onnx or installed("openvino"):
+        yield from _openvino(path)
+
+
+def _onnxruntime(path: Path) -> tuple[str, Run]:
+    onnxruntime = needed("onnxruntime", extra="onnx", purpose="runtime_check=True")
+    with _loading(ONNX_RUNTIME, path):
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    first = session.get_outputs()[0].name
+    return f"{ONNX_RUNTIME} {onnxruntime.__version__}", lambda feed: session.run([first], feed)[0]
+
+
+def _openvino(path: Path) -> Iterator[tuple[str, Run]]:
+    openvino = needed("openvino", extra="onnx,openvino", purpose="format='openvino'")
+    hint, version = "INFERENCE_PRECISION_HINT", openvino.__version__.split("-")[0]
+    core = openvino.Core()
+    for settings in ({hint: "f32"}, {}):
+        with _loading(OPENVINO, path):
+            compiled = core.compile_model(str(path), "CPU", settings)
+        precision = compiled.get_property(hint).get_type_name()
+        if settings or precision != "f32":
+            yield f"{OPENVINO} {version} ({precision})", partial(_infer, compiled)
+
+
+def _infer(compiled: Any, feed: dict[str, Array]) -> Array:
+    output: Array = compiled(feed)[0]
+    return output
+
+
+@contextmanager
+def _loading(name: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise CompressionError(f"{name} cannot load {path.name}: {reason(error)}") from error

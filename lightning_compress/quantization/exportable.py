@@ -1,0 +1,177 @@
+"""A quantized model made ready for an exporter: stored numbers in place of weights, operators for quantizers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_compress.core import CompressionError
+from lightning_compress.core.targets import is_transformers_conv1d
+from lightning_compress.quantization.activations import ActivationQuantizer
+from lightning_compress.quantization.batchnorm import absorb_, is_folded
+from lightning_compress.quantization.layers import INPUT, quantizer_name
+from lightning_compress.quantization.rows import Rows
+from lightning_compress.quantization.stored_layers import (
+    BiasApart,
+    Lookup,
+    Product,
+    ProductBiasApart,
+    Recurrence,
+    StoredGates,
+    StoredInput,
+    StoredTable,
+    StoredWeight,
+    Sum,
+    ordered_rows,
+)
+from lightning_compress.quantization.weights import Stored, WeightQuantizer
+
+_FOUR_BITS = 7  # the largest integer of a signed grid of four bits
+_BYTE = 8
+
+
+@dataclass
+class Contents:
+    """What became of a model's weights.
+
+    Attributes:
+        stored: names of those that are stored in eight bits or fewer.
+        four_bits: names of the buffers whose numbers fit four bits, and that runtimes read from four as fast.
+    """
+
+    stored: list[str] = field(default_factory=list)
+    four_bits: list[str] = field(default_factory=list)
+
+
+@torch.no_grad()
+def make_exportable_(model: nn.Module) -> Contents:
+    """Turn a model into its export form; it computes what it computed before, in evaluation.
+
+    Args:
+        model: in eval mode, on the CPU, float32; a copy, for it cannot be trained any more.
+
+    Returns:
+        What became of its weights.
+
+    Raises:
+        CompressionError: a layer that does not quantize yet, or of which no range was observed.
+    """
+    contents = Contents()
+    read_by_parent = {module.out_proj for module in model.modules() if isinstance(module, nn.MultiheadAttention)}
+    for name, module in list(model.named_modules()):
+        _store_inputs_(module)
+        form = None if module in read_by_parent else _form(module)
+        stored = _store_weights_(module, f"{name}." if name else "", form, contents)
+        if form is Recurrence:
+            _order_gates_(module)
+        elif not stored:
+            continue
+        elif _loses_bias(module, stored[0]):
+            form = _with_bias_apart_(module)
+        if form is not None:
+            _become_(module, form)
+    return contents
+
+
+def _form(module: nn.Module) -> type[nn.Module] | None:
+    """What computes like a layer, but from stored numbers; ``None`` if the layer itself can."""
+    if isinstance(module, nn.Linear) or is_transformers_conv1d(type(module)):
+        return Product
+    if isinstance(module, nn.Embedding):
+        return Lookup
+    return Recurrence if _is_recurrent(module) else None
+
+
+def _store_inputs_(module: nn.Module) -> None:
+    for key, child in list(module.named_children()):
+        if isinstance(child, ActivationQuantizer):
+            module.add_module(key, StoredInput(*child.grid_parameters()))
+
+
+def _store_weights_(module: Any, path: str, form: type[nn.Module] | None, contents: Contents) -> list[Stored]:
+    quantizers = {key: child for key, child in module.named_children() if isinstance(child, WeightQuantizer)}
+    everything = []
+    for key, quantizer in quantizers.items():
+        attribute = key.removesuffix("_quantizer")
+        if not quantizer.active:
+            raise CompressionError(
+                f"{path}{attribute} is not quantized yet: train until quantization has begun, or calibrate first."
+            )
+        weight: Tensor = absorb_(module) if is_folded(module) else getattr(module, attribute)
+        stored = quantizer.store(quantizer.rows.cut(weight.detach()))
+        numbers = _numbers(module, form, stored, quantizer.rows)
+        module.add_module(key, numbers)
+        everything.append(stored)
+        contents.stored.append(f"{path}{attribute}")
+        if _fits_four_bits(module, stored, quantizer.rows):
+            names = [name for name, _ in numbers.named_buffers() if name.split(".")[-1].startswith("values")]
+            contents.four_bits += [f"{path}{key}.{name}" for name in names]
+    return everything
+
+
+def _numbers(module: nn.Module, form: type[nn.Module] | None, stored: Stored, rows: Rows) -> nn.Module:
+    values, scale, grid = stored
+    if scale.shape[1] > 1:
+        negative = Stored(values.clamp(max=0), scale[:, :1], grid)
+        positive = Stored(values.clamp(min=0), scale[:, 1:], grid)
+        return Sum(_numbers(module, form, negative, rows), _numbers(module, form, positive, rows))
+    if form is Lookup:
+        return StoredTable(stored, rows)
+    transposed = form is Product and isinstance(module, nn.Linear)
+    blocks = form is Product and not _multiplies_integers(module)
+    weight = StoredWeight(stored, rows, transposed=transposed, blocks=blocks)
+    return StoredGates(weight, rows.shape, str(module.mode)) if form is Recurrence else weight
+
+
+def _fits_four_bits(module: nn.Module, stored: Stored, rows: Rows) -> bool:
+    """Integers are multiplied as bytes, and looked up as bytes; elsewhere four bits are as fast."""
+    grouped = rows.count > rows.shape[rows.axis]
+    return (
+        stored.grid is not None
+        and stored.grid.high <= _FOUR_BITS
+        and not isinstance(module, nn.Embedding)
+        and (grouped or not _multiplies_integers(module))
+    )
+
+
+def _multiplies_integers(module: nn.Module) -> bool:
+    return INPUT in module._modules and not isinstance(module, nn.RNNBase)  # noqa: SLF001
+
+
+def _is_recurrent(module: nn.Module) -> bool:
+    if not isinstance(module, (nn.LSTM, nn.GRU, nn.RNN)) or module.proj_size:
+        return False
+    own = getattr(module, "original", type(module))
+    return own.forward in (nn.LSTM.forward, nn.GRU.forward, nn.RNN.forward)
+
+
+def _order_gates_(module: Any) -> None:
+    for name in module._flat_weights_names:  # noqa: SLF001 (torch offers no other list)
+        if quantizer_name(name) not in module._modules:  # noqa: SLF001
+            setattr(module, name, nn.Parameter(ordered_rows(getattr(module, name), module.mode), requires_grad=False))
+
+
+def _loses_bias(module: Any, stored: Stored) -> bool:
+    """Whether a runtime would round a bias too coarsely, or numbers that are no bytes."""
+    inputs = module._modules.get(INPUT)  # noqa: SLF001
+    if inputs is None or not isinstance(getattr(module, "bias", None), Tensor):
+        return False
+    return stored.grid is None or min(stored.grid.bits, inputs.grid.bits) < _BYTE
+
+
+def _with_bias_apart_(module: Any) -> type[nn.Module]:
+    if _form(module) is Product:
+        return ProductBiasApart
+    shape = [-1] + [1] * (module.weight.dim() - 2)
+    module.register_buffer("bias_apart", module.bias.detach().view(shape))
+    module.bias = None
+    return BiasApart
+
+
+def _become_(module: nn.Module, form: type[nn.Module]) -> None:
+    """Compute like ``form``, and still be what parents may look for."""
+    cls = type(module)
+    module.__class__ = type(f"Stored{cls.__name__}", (form, cls), {"__module__": __name__})

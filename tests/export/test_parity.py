@@ -1,0 +1,128 @@
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_compress.core import CompressionError
+from lightning_compress.export import ExportReport, Parity, export, exporting
+from lightning_compress.export.parity import compare, complaint
+from tests.quantization.quantized import mlp, quantize_, random
+
+VECTORS = random(8, 64)
+
+
+def returns(*outputs):
+    """A runtime that gives these, one after the other."""
+    given = iter(outputs)
+    return lambda feed: next(given)
+
+
+def test_difference_and_predictions_over_all_batches():
+    first, second = np.array([[0.0, 1.0], [2.0, 5.0]]), np.array([[4.0, -5.0]])
+    off = np.array([[0.0, 1.0], [2.5, 2.0]])
+    parity = compare("some runtime", returns(off, second), [{}, {}], [first, second])
+    assert parity.largest_difference == pytest.approx(3.0 / 10.0)
+    assert (parity.equal, parity.predictions) == (pytest.approx(2 / 3), 3)
+
+
+def test_predictions_of_every_token_count():
+    logits = random(2, 5, 7).numpy()
+    assert compare("some runtime", returns(logits), [{}], [logits]).predictions == 10
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (4,), ()])
+def test_a_single_number_is_no_prediction(shape):
+    numbers = np.full(shape, 2.0, np.float32)
+    parity = compare("some runtime", returns(numbers + 0.5), [{}], [numbers])
+    assert parity.equal is None or shape == (4,)
+    assert parity.largest_difference == pytest.approx(0.25)  # of the number itself, which has no range
+
+
+def test_what_is_not_a_number_is_as_far_off_as_can_be_and_infinities_may_agree():
+    numbers, broken = np.array([[0.0, 1.0]]), np.array([[np.nan, 1.0]])
+    assert compare("some runtime", returns(broken), [{}], [numbers]).largest_difference == np.inf
+    masked = np.array([[-np.inf, 0.0, 2.0]])
+    assert compare("some runtime", returns(masked), [{}], [masked]).largest_difference == 0.0
+
+
+def test_a_runtime_that_fails_or_gives_something_else():
+    numbers = np.zeros((2, 3))
+
+    def fails(feed):
+        raise RuntimeError("no such operator")
+
+    with pytest.raises(CompressionError, match=r"some runtime cannot run the file: no such operator\."):
+        compare("some runtime", fails, [{}], [numbers])
+    with pytest.raises(CompressionError, match=r"some runtime gives \(2, 2\) where torch gives \(2, 3\)\."):
+        compare("some runtime", returns(numbers[:, :2]), [{}], [numbers])
+
+
+@pytest.mark.parametrize(
+    ("runtime", "difference", "equal", "own", "complains"),
+    [
+        ("ONNX Runtime 1", 0.019, 0.996, 0.0, None),
+        ("ONNX Runtime 1", 0.021, 1.0, 0.0, "outputs differ by up to 2.1% of their range"),
+        ("ONNX Runtime 1", 0.021, 1.0, 0.02, None),  # torch in another order differs as much
+        ("ONNX Runtime 1", 0.0, 0.99, 0.0, "1.0% of 200 predictions differ"),
+        ("ONNX Runtime 1", 0.0, None, 0.0, None),
+        ("OpenVINO 1 (f32)", 0.1, 0.99, 0.0, None),
+        ("OpenVINO 1 (f32)", 0.0, 0.98, 0.0, "2.0% of 200 predictions differ"),
+        ("OpenVINO 1 (bf16)", 0.5, 0.9, 0.0, None),  # not the file's doing
+    ],
+)
+def test_what_is_complained_about(runtime, difference, equal, own, complains):
+    assert complaint(Parity(runtime, difference, equal, 200), own) == complains
+
+
+def test_a_file_is_compared_on_the_sample_and_on_further_batches_and_the_report_logged(tmp_path, caplog):
+    model = mlp()
+    quantize_(model, VECTORS)
+    with caplog.at_level(logging.INFO, "lightning_compress"):
+        report = export(model, tmp_path / "model.onnx", VECTORS, batches=[random(5, 64), random(3, 64)])
+    torch_itself, onnxruntime, *others = report.parity
+    assert torch_itself.runtime.startswith("torch")
+    assert onnxruntime.runtime.startswith("ONNX Runtime")
+    assert any(entry.runtime.startswith("OpenVINO") and "f32" in entry.runtime for entry in others)
+    assert {entry.predictions for entry in report.parity} == {16}
+    assert all(entry.largest_difference < 0.01 for entry in (torch_itself, onnxruntime))
+    assert (report.stored_weights, report.quantized_inputs) == (2, 2)
+    assert report.bytes == (tmp_path / "model.onnx").stat().st_size
+    assert str(report) in caplog.text
+
+
+def test_a_file_that_is_off_is_written_with_a_warning(tmp_path, monkeypatch):
+    off = random(8, 3).numpy()
+    monkeypatch.setattr(exporting, "runtimes", lambda path: [("ONNX Runtime 0", returns(off))])
+    with pytest.warns(UserWarning, match=r"model.onnx in ONNX Runtime 0: .* of 8 predictions differ"):
+        export(mlp(), tmp_path / "model.onnx", VECTORS)
+    assert (tmp_path / "model.onnx").exists()
+
+
+def test_without_a_check_nothing_is_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "runtimes", pytest.fail)
+    assert export(mlp(), tmp_path / "model.onnx", VECTORS, runtime_check=False).parity == ()
+
+
+def test_a_report_reads_as_a_table(tmp_path):
+    parity = (Parity("ONNX Runtime 1.31.1", 0.0123, 0.998, 1500), Parity("OpenVINO 2026.4.1 (f32)", 0.0, None, 0))
+    report = ExportReport(tmp_path / "model.onnx", 23_110_218, 41, 50, parity)
+    assert str(report).splitlines() == [
+        "model.onnx: 23.1 MB, 41 weights in eight bits or fewer, 50 quantized inputs",
+        "  beside torch             largest difference  equal predictions",
+        "  ONNX Runtime 1.31.1      1.23% of range      99.80% of 1500",
+        "  OpenVINO 2026.4.1 (f32)  0.00% of range      none made",
+    ]
+
+
+def test_a_difference_is_found_though_the_model_has_several_outputs(tmp_path):
+    class Pair(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = mlp()
+
+        def forward(self, vectors):
+            return {"logits": self.layers(vectors), "norm": vectors.norm(dim=-1), "none": None, "more": (vectors, 3)}
+
+    report = export(Pair(), tmp_path / "model.onnx", VECTORS)
+    assert report.parity[1].predictions == 8
