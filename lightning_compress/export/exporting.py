@@ -170,5 +170,6 @@ def _report(target: Path, aside: Path, contents: Contents, graph: Any, parity: t
         bytes=sum(file.stat().st_size for file in aside.parent.iterdir()),
         stored_weights=len(contents.stored),
         quantized_inputs=sum(node.op_type == "QuantizeLinear" for node in graph.graph),
+        dense=contents.dense,
         parity=parity,
     )

@@ -20,27 +20,24 @@ def fold_unread_(model: Any) -> None:
         model: an ``onnx_ir.Model``; changed.
     """
     for node in list(model.graph):
-        is_weight = node.op_type == "DequantizeLinear" and node.inputs[0].is_initializer()
-        if is_weight and not any(_takes_in(node.inputs[0], *reader) for reader in _readers(node.outputs[0])):
-            _fold_(model.graph, node)
+        if node.op_type == "DequantizeLinear" and node.inputs[0].is_initializer():
+            is_integer = node.inputs[0].dtype.is_integer()
+            if not is_integer or not any(_takes_in(layer, moves) for layer, moves in _readers(node.outputs[0])):
+                _fold_(model.graph, node)
 
 
 def _readers(value: Any, moves: tuple[str, ...] = ()) -> Iterator[tuple[Any, tuple[str, ...]]]:
-    """What computes with a weight, with what is done to it on the way there."""
+    """What computes with a weight, with the moves on the way there."""
     for reader in value.consumers():
-        if reader.op_type in (*_MOVES, "Add"):
+        if reader.op_type in _MOVES:
             yield from _readers(reader.outputs[0], (*moves, reader.op_type))
         else:
             yield reader, moves
 
 
-def _takes_in(weight: Any, layer: Any, moves: tuple[str, ...]) -> bool:
-    import onnx_ir
-
+def _takes_in(layer: Any, moves: tuple[str, ...]) -> bool:
     has_integers = _comes_quantized(layer.inputs[0])
-    if layer.op_type in ("MatMul", "Gemm") and not {"Reshape", "Add"}.intersection(moves):
-        if weight.dtype == onnx_ir.DataType.FLOAT8E4M3FN:
-            return False
+    if layer.op_type in ("MatMul", "Gemm") and "Reshape" not in moves:
         # Without integers on the other side too: packed weights have a kernel of their own.
         return has_integers or (layer.op_type == "MatMul" and not moves)
     # Between integers, ONNX Runtime would make bytes of constants itself, with one scale for the whole weight.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ class ExportReport:
         bytes: of the file, and of those that belong to it.
         stored_weights: how many weights are stored in eight bits or fewer.
         quantized_inputs: how many inputs of layers are quantized; layers that read the same one share it.
+        dense: quantized weights that had to be stored as float32, each with the reason.
         parity: one entry for each runtime; empty if none was run.
     """
 
@@ -24,11 +26,13 @@ class ExportReport:
     bytes: int
     stored_weights: int
     quantized_inputs: int
+    dense: Mapping[str, str]
     parity: tuple[Parity, ...]
 
     def __str__(self) -> str:
         size, weights = f"{self.bytes / 1e6:.1f} MB", f"{self.stored_weights} weights in eight bits or fewer"
         lines = [f"{self.path.name}: {size}, {weights}, {self.quantized_inputs} quantized inputs"]
+        lines += [f"  {name} is stored as float32: {reason}" for name, reason in self.dense.items()]
         if self.parity:
             width = max(len(entry.runtime) for entry in self.parity)
             lines.append(f"  {'beside torch':{width}}  largest difference  equal predictions")

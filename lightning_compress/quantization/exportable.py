@@ -16,6 +16,7 @@ from lightning_compress.quantization.layers import INPUT, quantizer_name
 from lightning_compress.quantization.rows import Rows
 from lightning_compress.quantization.stored_layers import (
     BiasApart,
+    DenseWeight,
     Lookup,
     Product,
     ProductBiasApart,
@@ -24,25 +25,28 @@ from lightning_compress.quantization.stored_layers import (
     StoredInput,
     StoredTable,
     StoredWeight,
-    Sum,
+    WeightApart,
     ordered_rows,
 )
 from lightning_compress.quantization.weights import Stored, WeightQuantizer
 
 _FOUR_BITS = 7  # the largest integer of a signed grid of four bits
 _BYTE = 8
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @dataclass
 class Contents:
-    """What became of a model's weights.
+    """What became of a model's quantized weights.
 
     Attributes:
         stored: names of those that are stored in eight bits or fewer.
+        dense: names of those that are stored as float32, each with the reason.
         four_bits: names of the buffers whose numbers fit four bits, and that runtimes read from four as fast.
     """
 
     stored: list[str] = field(default_factory=list)
+    dense: dict[str, str] = field(default_factory=dict)
     four_bits: list[str] = field(default_factory=list)
 
 
@@ -60,17 +64,19 @@ def make_exportable_(model: nn.Module) -> Contents:
         CompressionError: a layer that does not quantize yet, or of which no range was observed.
     """
     contents = Contents()
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     read_by_parent = {module.out_proj for module in model.modules() if isinstance(module, nn.MultiheadAttention)}
     for name, module in list(model.named_modules()):
         _store_inputs_(module)
         form = None if module in read_by_parent else _form(module)
-        stored = _store_weights_(module, f"{name}." if name else "", form, contents)
+        tied = isinstance(module, nn.Linear) and id(module.weight) in tables
+        stored = _store_weights_(module, f"{name}." if name else "", form, contents, tied=tied)
         if form is Recurrence:
             _order_gates_(module)
         elif not stored:
             continue
-        elif _loses_bias(module, stored[0]):
-            form = _with_bias_apart_(module)
+        elif INPUT in module._modules and form in (None, Product):  # noqa: SLF001
+            form = _spared(module, stored[0], form)
         if form is not None:
             _become_(module, form)
     return contents
@@ -91,7 +97,9 @@ def _store_inputs_(module: nn.Module) -> None:
             module.add_module(key, StoredInput(*child.grid_parameters()))
 
 
-def _store_weights_(module: Any, path: str, form: type[nn.Module] | None, contents: Contents) -> list[Stored]:
+def _store_weights_(
+    module: Any, path: str, form: type[nn.Module] | None, contents: Contents, *, tied: bool
+) -> list[Stored]:
     quantizers = {key: child for key, child in module.named_children() if isinstance(child, WeightQuantizer)}
     everything = []
     for key, quantizer in quantizers.items():
@@ -102,27 +110,27 @@ def _store_weights_(module: Any, path: str, form: type[nn.Module] | None, conten
             )
         weight: Tensor = absorb_(module) if is_folded(module) else getattr(module, attribute)
         stored = quantizer.store(quantizer.rows.cut(weight.detach()))
-        numbers = _numbers(module, form, stored, quantizer.rows)
+        numbers = _numbers(module, form, stored, quantizer.rows, tied=tied)
         module.add_module(key, numbers)
         everything.append(stored)
+        if isinstance(numbers, DenseWeight):
+            contents.dense[f"{path}{attribute}"] = "its negative and positive values have scales of their own"
+            continue
         contents.stored.append(f"{path}{attribute}")
-        if _fits_four_bits(module, stored, quantizer.rows):
-            names = [name for name, _ in numbers.named_buffers() if name.split(".")[-1].startswith("values")]
+        if _fits_four_bits(module, stored, quantizer.rows) and not tied:
+            names = [name for name, _ in numbers.named_buffers() if name.startswith("values")]
             contents.four_bits += [f"{path}{key}.{name}" for name in names]
     return everything
 
 
-def _numbers(module: nn.Module, form: type[nn.Module] | None, stored: Stored, rows: Rows) -> nn.Module:
-    values, scale, grid = stored
-    if scale.shape[1] > 1:
-        negative = Stored(values.clamp(max=0), scale[:, :1], grid)
-        positive = Stored(values.clamp(min=0), scale[:, 1:], grid)
-        return Sum(_numbers(module, form, negative, rows), _numbers(module, form, positive, rows))
+def _numbers(module: nn.Module, form: type[nn.Module] | None, stored: Stored, rows: Rows, *, tied: bool) -> nn.Module:
+    transposed = form is Product and isinstance(module, nn.Linear)
+    if stored.scale.shape[1] > 1:
+        return DenseWeight(stored, rows, transposed=transposed)
     if form is Lookup:
         return StoredTable(stored, rows)
-    transposed = form is Product and isinstance(module, nn.Linear)
-    blocks = form is Product and not _multiplies_integers(module)
-    weight = StoredWeight(stored, rows, transposed=transposed, blocks=blocks)
+    blocks = form is Product and not tied and not _multiplies_integers(module)
+    weight = StoredWeight(stored, rows, transposed=transposed, tied=tied, blocks=blocks)
     return StoredGates(weight, rows.shape, str(module.mode)) if form is Recurrence else weight
 
 
@@ -150,25 +158,27 @@ def _is_recurrent(module: nn.Module) -> bool:
 
 def _order_gates_(module: Any) -> None:
     for name in module._flat_weights_names:  # noqa: SLF001 (torch offers no other list)
-        if quantizer_name(name) not in module._modules:  # noqa: SLF001
+        stored = module._modules.get(quantizer_name(name))  # noqa: SLF001
+        if stored is None:
             setattr(module, name, nn.Parameter(ordered_rows(getattr(module, name), module.mode), requires_grad=False))
+        elif isinstance(stored, DenseWeight):
+            stored.dense = ordered_rows(stored.dense, module.mode)
 
 
-def _loses_bias(module: Any, stored: Stored) -> bool:
-    """Whether a runtime would round a bias too coarsely, or numbers that are no bytes."""
-    inputs = module._modules.get(INPUT)  # noqa: SLF001
-    if inputs is None or not isinstance(getattr(module, "bias", None), Tensor):
-        return False
-    return stored.grid is None or min(stored.grid.bits, inputs.grid.bits) < _BYTE
-
-
-def _with_bias_apart_(module: Any) -> type[nn.Module]:
-    if _form(module) is Product:
+def _spared(module: Any, stored: Stored, form: type[nn.Module] | None) -> type[nn.Module] | None:
+    """The form in which ONNX Runtime does not round what was never rounded in training."""
+    is_number = stored.grid is None or stored.scale.shape[1] > 1
+    bits = _BYTE if stored.grid is None else stored.grid.bits
+    if not is_number and min(bits, module.get_submodule(INPUT).grid.bits) >= _BYTE:
+        return form
+    if form is Product:
         return ProductBiasApart
-    shape = [-1] + [1] * (module.weight.dim() - 2)
-    module.register_buffer("bias_apart", module.bias.detach().view(shape))
+    if not isinstance(module, _CONVOLUTIONS) or (module.bias is None and not is_number):
+        return None
+    bias = torch.zeros(1) if module.bias is None else module.bias.detach()
+    module.register_buffer("bias_apart", bias.view([-1] + [1] * (module.weight.dim() - 2)))
     module.bias = None
-    return BiasApart
+    return WeightApart if is_number else BiasApart
 
 
 def _become_(module: nn.Module, form: type[nn.Module]) -> None:

@@ -38,6 +38,7 @@ class StoredWeight(nn.Module):
         stored: rows.
         rows: how the weight was cut into them.
         transposed: whether to give the transposed weight, which then is a matrix.
+        tied: whether an embedding looks up in the same numbers, so that they have to stand as its table does.
         blocks: whether a matrix whose rows are groups may be one operator. Runtimes that multiply integers misread
             that form (ONNX Runtime 1.31), so it is for layers whose input is not quantized.
     """
@@ -45,20 +46,21 @@ class StoredWeight(nn.Module):
     values: Tensor
     scale: Tensor
 
-    def __init__(self, stored: Stored, rows: Rows, *, transposed: bool, blocks: bool) -> None:
+    def __init__(self, stored: Stored, rows: Rows, *, transposed: bool, tied: bool, blocks: bool) -> None:
         super().__init__()
         self.axis, self.block_size = rows.axis, 0
         self._rows: Rows | None = None
-        self.transposed = transposed
         values, scale = rows.join(stored.values), stored.scale.flatten()
+        grouped = 1 < rows.count != rows.shape[rows.axis]
         if rows.count == 1:
             scale = scale[0]
-        elif rows.count > rows.shape[rows.axis] and blocks and len(rows.shape) == 2:  # noqa: PLR2004
+        elif grouped and blocks and len(rows.shape) == 2:  # noqa: PLR2004
             self.axis, self.block_size = 1 - rows.axis, rows.members
             scale = scale.view(rows.shape[rows.axis], -1).movedim(0, rows.axis)
-        elif rows.count > rows.shape[rows.axis]:
+        elif grouped:
             self.axis, self._rows, values = 0, rows, stored.values
-        if transposed and self._rows is None:
+        self._transposed = transposed and (tied or self._rows is not None)
+        if transposed and not self._transposed:
             self.axis, values = 1 - self.axis, values.T
             scale = scale.T if self.block_size else scale
         self.register_buffer("values", values.contiguous())
@@ -67,10 +69,8 @@ class StoredWeight(nn.Module):
     @override
     def forward(self, weight: Tensor | None = None) -> Tensor:
         dense: Tensor = dequantize(self.values, self.scale, self.axis, self.block_size)
-        if self._rows is None:
-            return dense
-        joined = self._rows.join(dense)
-        return joined.T if self.transposed else joined
+        dense = dense if self._rows is None else self._rows.join(dense)
+        return dense.T if self._transposed else dense
 
 
 class StoredGates(nn.Module):
@@ -97,6 +97,27 @@ class StoredGates(nn.Module):
     def forward(self, weight: Tensor | None = None) -> Tensor:
         parts = [(getattr(self, f"values_{place}"), getattr(self, f"scale_{place}")) for place in range(2)]
         return torch.cat([dequantize(values, scale, self.axis, 0) for values, scale in parts]).reshape(self.shape)
+
+
+class DenseWeight(nn.Module):
+    """A weight that is no grid of numbers times a scale: as it is, in float32.
+
+    Args:
+        stored: rows.
+        rows: how the weight was cut into them.
+        transposed: whether to give the transposed weight.
+    """
+
+    dense: Tensor
+
+    def __init__(self, stored: Stored, rows: Rows, *, transposed: bool) -> None:
+        super().__init__()
+        dense = rows.join(stored.dense())
+        self.register_buffer("dense", (dense.T if transposed else dense).contiguous())
+
+    @override
+    def forward(self, weight: Tensor | None = None) -> Tensor:
+        return self.dense
 
 
 class StoredTable(nn.Module):
@@ -127,24 +148,6 @@ class StoredTable(nn.Module):
         return (groups * scale.unsqueeze(-1)).flatten(-2)
 
 
-class Sum(nn.Module):
-    """What two parts make together: negative and positive numbers whose scales differ.
-
-    Args:
-        first: one part.
-        second: the other, of the same kind.
-    """
-
-    def __init__(self, first: nn.Module, second: nn.Module) -> None:
-        super().__init__()
-        self.first, self.second = first, second
-
-    @override
-    def forward(self, *args: Any) -> Tensor:
-        total: Tensor = self.first(*args) + self.second(*args)
-        return total
-
-
 class Product(nn.Module):
     """A linear layer, its weight ``[inputs, outputs]`` so that nothing is transposed when it runs."""
 
@@ -167,11 +170,13 @@ class Product(nn.Module):
 class ProductBiasApart(Product):
     """The same for matrices whose bias ONNX Runtime would make integers of; see :class:`BiasApart`.
 
-    It does so where a sum follows a product of two matrices at once, so this one has a dimension more.
+    It does so where a sum follows a product of two matrices at once, so such a product has a dimension more.
     """
 
     @override
     def _multiply(self, tensor: Tensor) -> Tensor:
+        if tensor.dim() != 2:  # noqa: PLR2004 (a matrix)
+            return super()._multiply(tensor)
         return super()._multiply(tensor.unsqueeze(0)).squeeze(0)
 
 
@@ -183,8 +188,22 @@ class BiasApart(nn.Module):
 
     @override
     def forward(self, *args: Any) -> Tensor:
-        output: Tensor = super().forward(*args)
-        return output + self._buffers["bias_apart"]  # type: ignore[operator]
+        return self._add(super().forward(*args))
+
+    def _add(self, output: Tensor) -> Tensor:
+        bias: Tensor = self._buffers["bias_apart"]  # type: ignore[assignment]
+        return output + bias
+
+
+class WeightApart(BiasApart):
+    """A convolution with a weight of numbers, which ONNX Runtime would make bytes of, with one scale for all.
+
+    It does so where a quantized tensor comes out too; this one has a dimension more before that.
+    """
+
+    @override
+    def _add(self, output: Tensor) -> Tensor:
+        return super()._add(output.unsqueeze(0)).squeeze(0)
 
 
 class Lookup(nn.Module):
@@ -192,7 +211,10 @@ class Lookup(nn.Module):
 
     @override
     def forward(self, input: Tensor) -> Tensor:
-        vectors: Tensor = self._modules["weight_quantizer"](input)  # type: ignore[misc]
+        table = self._modules["weight_quantizer"]
+        if isinstance(table, DenseWeight):
+            return F.embedding(input, table())
+        vectors: Tensor = table(input)  # type: ignore[misc]
         return vectors
 
 

@@ -106,7 +106,7 @@ def test_without_a_check_nothing_is_run(tmp_path, monkeypatch):
 
 def test_a_report_reads_as_a_table(tmp_path):
     parity = (Parity("ONNX Runtime 1.31.1", 0.0123, 0.998, 1500), Parity("OpenVINO 2026.4.1 (f32)", 0.0, None, 0))
-    report = ExportReport(tmp_path / "model.onnx", 23_110_218, 41, 50, parity)
+    report = ExportReport(tmp_path / "model.onnx", 23_110_218, 41, 50, {}, parity)
     assert str(report).splitlines() == [
         "model.onnx: 23.1 MB, 41 weights in eight bits or fewer, 50 quantized inputs",
         "  beside torch             largest difference  equal predictions",

@@ -67,16 +67,29 @@ def test_the_grid_of_inputs_that_are_never_negative_is_unsigned(method):
     assert ranged(random(4, 50).relu(), method=method).grid == unsigned(8)
 
 
+@pytest.mark.parametrize("shift", [-1.0, 0.3])
+def test_the_scale_and_the_zero_point_of_each_scheme(shift):
+    tensor = random(4, 50) + shift
+    low, high = tensor.min().item(), tensor.max().item()
+    scale, zero_point, _ = ranged(tensor).grid_parameters()
+    assert (scale.item(), zero_point.item()) == (pytest.approx((high - low) / 255), round(-low / scale.item()))
+    scale, zero_point, _ = ranged(tensor, activation_scheme="symmetric").grid_parameters()
+    assert (scale.item(), zero_point.item()) == (pytest.approx(max(-low, high) / 127), 0)
+
+
+@pytest.mark.parametrize("shift", [-1.0, 0.3])
 @pytest.mark.parametrize("changes", FIXED_POINT, ids=str)
-def test_scales_are_the_next_powers_of_two(changes):
-    scale, _, _ = ranged(random(4, 50), **changes).grid_parameters()
-    plain, _, _ = ranged(random(4, 50), **changes | {"power_of_two": False}).grid_parameters()
+def test_scales_are_the_next_powers_of_two(changes, shift):
+    tensor = random(4, 50) + shift
+    scale, zero_point, grid = ranged(tensor, **changes).grid_parameters()
+    plain, _, _ = ranged(tensor, **changes | {"power_of_two": False}).grid_parameters()
     assert scale.item() == 2.0 ** math.ceil(math.log2(plain.item()))
+    assert zero_point.item() == (0 if grid.is_signed else round(-tensor.min().item() / scale.item()))
 
 
 @pytest.mark.parametrize("power_of_two", [False, True])
 def test_float8_reaches_the_largest_number(power_of_two):
-    tensor = random(4, 50)
+    tensor = random(4, 50) - 1.0
     quantizer = ranged(tensor, activation_bits="float8", power_of_two=power_of_two)
     scale = tensor.abs().max() / np.float32(448)
     scale = 2.0 ** math.ceil(math.log2(scale)) if power_of_two else scale
@@ -139,6 +152,16 @@ def test_the_gradient_of_an_activations_step_is_scaled_by_the_numbers_of_one_exa
 def test_pact_begins_at_the_largest_number(inputs):
     tensor = INPUTS[inputs]()
     assert ranged(tensor, method="pact").bound.item() == tensor.abs().max().item()
+
+
+@pytest.mark.parametrize("changes", LEARNED, ids=str)
+def test_what_is_exported_no_longer_follows_training(changes):
+    quantizer = ranged(random(4, 50), **changes)
+    exported = quantizer.grid_parameters()[:2]
+    before = [tensor.item() for tensor in exported]
+    for tensor in quantizer.learned():
+        tensor.fill_(9.0)
+    assert [tensor.item() for tensor in exported] == before
 
 
 @pytest.mark.parametrize("changes", LEARNED, ids=str)

@@ -34,3 +34,9 @@ def test_held_tensors_move_and_are_copied_with_the_module():
     assert module.step.requires_grad
     module.to_empty(device="cpu")
     assert {tensor.device.type for tensor in module.held().values()} == {"cpu"}
+
+
+def test_parameters_of_children_are_cast_as_ever():
+    module = holder()
+    module.add_module("child", torch.nn.Linear(2, 2))
+    assert module.half().child.weight.dtype == torch.float16

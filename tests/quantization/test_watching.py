@@ -138,8 +138,9 @@ def test_empty_tensors_and_integers_are_passed_on_unwatched(changes):
 
 def test_features_are_those_of_the_largest_batch_of_any_rank_and_stay():
     ranks = [watching(method="lsq"), watching(method="lsq")]
-    for quantizer, length in zip(ranks, (3, 8), strict=True):
-        quantizer(random(2, length, 4))
+    for quantizer, lengths in zip(ranks, ((3, 2), (8, 5)), strict=True):
+        for length in lengths:
+            quantizer(random(2, length, 4))
     sent = []
     merge([ranks[1]], lambda tensor: sent.append(tensor.clone()) or tensor)
     merge([ranks[0]], lambda tensor: torch.maximum(tensor, sent[0]))
