@@ -68,7 +68,7 @@ def export(
 
     Warns:
         UserWarning: too many predictions differ (0.5 % in ONNX Runtime, 1.5 % in OpenVINO), or in ONNX Runtime outputs
-            do by more than 2 % of their range and twice what torch differs from itself, summing in another order.
+            do by more than 2 % of their range and four times what torch differs from itself, summing in another order.
 
     Raises:
         ConfigurationError: a value that cannot work, or a sample that the model does not accept.

@@ -198,15 +198,12 @@ def _pack(graph: Any, four_bits: Sequence[str]) -> None:
 
 
 def _tidied(graph: Any) -> Any:
-    """One of each: equal constants, then equal operators (query, key and value quantize one tensor alike)."""
+    """Equal numbers stand there once, as those of a head that is tied to an embedding; torch has merged equal nodes."""
     import onnx_ir
     from onnx_ir.passes import common
 
-    merged = onnx_ir.passes.Sequential(
-        common.DeduplicateInitializersPass(size_limit=_WHOLE_FILE),  # the hashed one fails on views
-        common.CommonSubexpressionEliminationPass(),
-        common.RemoveUnusedNodesPass(),
-    )(graph).model
+    # Not the hashed one, which fails on views.
+    merged = common.DeduplicateInitializersPass(size_limit=_WHOLE_FILE)(graph).model
     fold_unread_(merged)
     tidied = onnx_ir.passes.Sequential(common.RemoveUnusedNodesPass(), common.ClearMetadataAndDocStringPass())(merged)
     for value in tidied.model.graph.initializers.values():
