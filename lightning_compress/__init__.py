@@ -1,6 +1,6 @@
 """Compression for people who train with PyTorch Lightning."""
 
-from lightning_compress.callbacks import GradualPruning, QuantizationAwareTraining
+from lightning_compress.callbacks import GradualPruning, KnowledgeDistillation, QuantizationAwareTraining
 from lightning_compress.checkpoint import load_from_checkpoint
 from lightning_compress.core.errors import (
     CheckpointError,
@@ -11,7 +11,7 @@ from lightning_compress.core.errors import (
 )
 from lightning_compress.core.targets import targets
 from lightning_compress.export import export, load_compressed, save_compressed
-from lightning_compress.modules import TransformerModule
+from lightning_compress.modules import DistillationModule, TransformerModule
 from lightning_compress.post_training import quantize
 from lightning_compress.quantization import convert, remove
 
@@ -19,7 +19,9 @@ __all__ = [
     "CheckpointError",
     "CompressionError",
     "ConfigurationError",
+    "DistillationModule",
     "GradualPruning",
+    "KnowledgeDistillation",
     "MissingExtraError",
     "QuantizationAwareTraining",
     "TargetError",

@@ -141,7 +141,7 @@ def _prepare(callback: QuantizationAwareTraining, model: nn.Module) -> Quantizat
     callback.prepare(model)
     for parameter in frozen:
         parameter.requires_grad = False
-    quantization = callback._attached()  # noqa: SLF001 (this module drives it in place of a trainer)
+    quantization = callback.attached()
     if quantization.learned:
         raise ConfigurationError(
             f"method={callback.method!r}, weight_bits={callback.weight_bits!r}, overrides={callback.overrides!r}: "

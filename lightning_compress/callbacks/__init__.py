@@ -2,7 +2,8 @@
 
 from lightning_compress.callbacks.compression import CompressionCallback
 from lightning_compress.callbacks.gradual_pruning import GradualPruning
+from lightning_compress.callbacks.knowledge_distillation import KnowledgeDistillation
 from lightning_compress.callbacks.order import Stage
 from lightning_compress.callbacks.quantization_aware_training import QuantizationAwareTraining
 
-__all__ = ["CompressionCallback", "GradualPruning", "QuantizationAwareTraining", "Stage"]
+__all__ = ["CompressionCallback", "GradualPruning", "KnowledgeDistillation", "QuantizationAwareTraining", "Stage"]

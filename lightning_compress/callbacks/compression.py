@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import abstractmethod
 from collections.abc import Sequence
 from functools import partial
@@ -15,19 +14,18 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lightning_compress.callbacks import hooks
+from lightning_compress.callbacks.attached import AttachedCallback
 from lightning_compress.callbacks.averaging import averaged_module
 from lightning_compress.callbacks.clock import Moment, Position, check_window, position, resolve_window
-from lightning_compress.callbacks.handover import Handover, write
 from lightning_compress.callbacks.optimizers import Ownership, gradient_scale, has_gradients, skipped_by_scaler
-from lightning_compress.callbacks.order import Stage, check_order, refuse_shared_targets
-from lightning_compress.callbacks.state import RunState, load_method, plain, restored
-from lightning_compress.core import CompressionError, Target, TargetError
+from lightning_compress.callbacks.order import refuse_shared_targets
+from lightning_compress.callbacks.state import RunState, load_method, restored
+from lightning_compress.core import CompressionError, Target
 
 _PATIENCE = 10
 
 
-class CompressionCallback(pl.Callback):
+class CompressionCallback(AttachedCallback):
     """Decides when a method acts on a model; a subclass says what it does.
 
     The base resolves the window, counts the updates of the optimizer that owns the targets, keeps state in
@@ -39,28 +37,22 @@ class CompressionCallback(pl.Callback):
         every: distance between updates, likewise.
     """
 
-    stage: ClassVar[Stage]
     end_is: ClassVar[str] = "end"  # what the subclass's constructor calls the end of the window
-    outlives_fit: ClassVar[bool] = False  # whether the model goes on needing state that its weights don't hold
 
     def __init__(self, *, start: Moment, end: Moment, every: Moment) -> None:
+        super().__init__()
         check_window(type(self).__name__, start, end, every, end_is=self.end_is)
         self.start = start
         self.end = end
         self.every = every
         self.run: RunState | None = None  # None outside of a fit
         self._ownership: Ownership | None = None
-        self._handover = Handover()
         self._has_gradients = False  # at the optimizer step that is under way
         self._logged: dict[str, float] = {}  # in this fit
         self._waited = 0  # optimizer steps for which a due update has waited for something to read
         self._handles: list[RemovableHandle] = []
 
     # What a subclass says.
-
-    @abstractmethod
-    def prepare(self, model: nn.Module) -> None:
-        """Choose targets: before the optimizer exists, and again when the model was rebuilt."""
 
     @property
     @abstractmethod
@@ -91,9 +83,6 @@ class CompressionCallback(pl.Callback):
     def update_average(self, average: nn.Module) -> None:
         """Bring the copy that a ``WeightAveraging`` callback keeps of the model up to the update just made."""
 
-    def end_fit(self) -> None:
-        """Take away whatever ``begin`` put on the model for the time of training."""
-
     @abstractmethod
     def metrics(self) -> dict[str, float]:
         """What to log after a batch; the first is shown on the progress bar."""
@@ -114,22 +103,6 @@ class CompressionCallback(pl.Callback):
         """What was reached, in one sentence, and whether it is what was asked for."""
 
     # When, in the order in which Lightning calls.
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Check the order of callbacks and choose targets."""
-        if stage != "fit" and not self.outlives_fit:
-            return
-        self._handover.forget_checkpoint()
-        hooks.install(pl_module)
-        if stage != "fit":
-            return
-        check_order(trainer.callbacks)  # type: ignore[attr-defined]
-        try:
-            self.prepare(pl_module)
-        except TargetError:
-            if not hooks.overridden(pl_module):
-                raise
-            # The layers may come with the module's own setup or configure_model; prepare is called again after them.
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Place the window and continue from a checkpoint: under every strategy its weights are loaded by now."""
@@ -188,51 +161,22 @@ class CompressionCallback(pl.Callback):
         """As before a validation."""
         self.on_validation_start(trainer, pl_module)
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Let go of the run, and keep what the next one needs."""
-        if stage == "fit":
-            self._end_fit(pl_module)
-        if stage == "fit" or self.outlives_fit:
-            hooks.remove(pl_module)
-        if self.outlives_fit and self._handover.has_kept:
-            hooks.install_save(pl_module)
-
-    def _end_fit(self, pl_module: pl.LightningModule) -> None:
-        if self.run is not None:
-            self._handover.keep(pl_module, self.state())
-            self.end_fit()
-        while self._handles:
-            self._handles.pop().remove()
-        self.run = self._ownership = None
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Let go of the run: Lightning calls no teardown hook after an exception."""
-        if pl_module is not None:
-            self.teardown(trainer, pl_module, "fit")
-
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Add the state to checkpoints that are saved after a fit; during it the module's own hook does."""
-        if not hooks.is_installed(pl_module):
-            self._handover.write_kept(checkpoint, self.state_key)
-
     # State.
-
-    def write_state(self, checkpoint: dict[str, Any]) -> None:
-        """Put this callback's state into a checkpoint."""
-        if self.run is None:
-            self._handover.write_kept(checkpoint, self.state_key)
-        else:
-            write(checkpoint, self.state_key, self.state())
-
-    def read_state(self, checkpoint: dict[str, Any]) -> None:
-        """Remember this callback's state in a checkpoint until the weights are loaded."""
-        self._handover.read(checkpoint, self.state_key)
 
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs to end like one that was never interrupted."""
-        return {"settings": self._settings(), "run": self.in_fit.state_dict(), "method": self.method_state()}
+        return {"settings": self.settings(), "run": self.in_fit.state_dict(), "method": self.method_state()}
+
+    @property
+    def is_training(self) -> bool:
+        """Whether a fit is under way."""
+        return self.run is not None
+
+    def end_fit(self) -> None:
+        """Let go of the run; a subclass takes away what ``begin`` put on the model."""
+        while self._handles:
+            self._handles.pop().remove()
+        self.run = self._ownership = None
 
     @property
     def in_fit(self) -> RunState:
@@ -245,17 +189,11 @@ class CompressionCallback(pl.Callback):
         """Positions of the targets that an optimizer trains."""
         return [] if self._ownership is None else self._ownership.of(optimizer)
 
-    def _settings(self) -> dict[str, Any]:
-        # A user's subclass may hand its arguments on as **kwargs, so those of its parents count too.
-        constructors = [cls.__init__ for cls in type(self).__mro__ if issubclass(cls, CompressionCallback)]
-        names = {name for constructor in constructors for name in inspect.signature(constructor).parameters}
-        return {name: plain(getattr(self, name)) for name in sorted(names) if hasattr(self, name)}
-
     def _restore(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
         """Continue from a checkpoint or an earlier fit; return whether the window of before goes on."""
         state, name = self._handover.take(pl_module), type(self).__name__
         if state is not None:
-            self.run = restored(state, self._settings(), self.load_method_state, trainer, name)
+            self.run = restored(state, self.settings(), self.load_method_state, trainer, name)
             if self._handover.from_checkpoint or trainer.global_step > 0:
                 return True
         window = resolve_window(name, self.start, self.end, self.every, trainer, end_is=self.end_is)

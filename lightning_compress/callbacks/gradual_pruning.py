@@ -205,7 +205,9 @@ class GradualPruning(CompressionCallback):
 
     def end_fit(self) -> None:
         """Take the hooks off the layers."""
-        self._attached().statistics.unwatch()
+        super().end_fit()
+        if self._pruner is not None:
+            self._pruner.statistics.unwatch()
         self._averaged = None
 
     def metrics(self) -> dict[str, float]:

@@ -7,23 +7,40 @@ their callbacks through ``module.trainer``; they go again at teardown.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor
 
 if TYPE_CHECKING:
-    from lightning_compress.callbacks.compression import CompressionCallback
+    from lightning_compress.callbacks.attached import AttachedCallback
 
+_LIGHTNING = ("pytorch_lightning.", "lightning.")
 _ORIGINALS = "_lightning_compress_originals"
 
 
-def install(module: pl.LightningModule) -> None:
-    """Replace the hooks; a second call changes nothing."""
+class AroundSteps(ABC):
+    """A callback, one of a trainer's at most, that changes the loss of each training step."""
+
+    @abstractmethod
+    def training_step(self, module: pl.LightningModule, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """In place of the module's own ``step``."""
+
+    @abstractmethod
+    def loss_of_backward(self, module: pl.LightningModule, loss: Tensor) -> Tensor:
+        """What ``manual_backward`` is to be given in place of ``loss``."""
+
+
+def install(module: pl.LightningModule, callbacks: Sequence[pl.Callback]) -> None:
+    """Replace the hooks that these callbacks of the trainer need; a second call changes nothing."""
     late = {name: replacement for name, replacement in _LATE.items() if name in overridden(module)}
-    _replace(module, _ALWAYS | late)
+    steps = _STEPS if any(isinstance(callback, AroundSteps) for callback in callbacks) else {}
+    _replace(module, _ALWAYS | late | steps)
 
 
 def install_save(module: pl.LightningModule) -> None:
@@ -56,8 +73,13 @@ def overridden(module: pl.LightningModule) -> list[str]:
     """Which hooks a module has of its own in which it may build layers that did not exist before."""
     hooks = ("setup", "configure_model")
     owners = {name: next(cls for cls in type(module).__mro__ if name in cls.__dict__) for name in hooks}
-    ours = ("pytorch_lightning.", "lightning.")
-    return [name for name, owner in owners.items() if not owner.__module__.startswith(ours)]
+    return [name for name, owner in owners.items() if not owner.__module__.startswith(_LIGHTNING)]
+
+
+def has_forward(module: pl.LightningModule) -> bool:
+    """Whether a module can be called."""
+    owner = next(cls for cls in type(module).__mro__ if "forward" in cls.__dict__)
+    return not owner.__module__.startswith(("torch.", *_LIGHTNING))
 
 
 def _save(self: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -88,9 +110,22 @@ def _prepare(self: pl.LightningModule) -> None:
             callback.prepare(self)
 
 
+def _training_step(self: pl.LightningModule, *args: Any, **kwargs: Any) -> Any:
+    step = _original(self, "training_step")
+    if not is_param_in_hook_signature(step, "batch_idx", min_args=2):
+        # This one takes any arguments, so Lightning gives it the index that the module's own does not want.
+        args, kwargs = args[:1], {name: value for name, value in kwargs.items() if name != "batch_idx"}
+    return _around(self).training_step(self, step, *args, **kwargs)
+
+
+def _manual_backward(self: pl.LightningModule, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+    _original(self, "manual_backward")(_around(self).loss_of_backward(self, loss), *args, **kwargs)
+
+
+_STEPS: dict[str, Callable[..., Any]] = {"training_step": _training_step, "manual_backward": _manual_backward}
 _LATE: dict[str, Callable[..., Any]] = {"setup": _setup, "configure_model": _configure}
 _ALWAYS: dict[str, Callable[..., Any]] = {"on_save_checkpoint": _save, "on_load_checkpoint": _load}
-for _name, _hook in (_LATE | _ALWAYS).items():
+for _name, _hook in (_LATE | _ALWAYS | _STEPS).items():
     _hook.__name__ = _name  # a bound method is pickled by its name, and comes back as the module's own
 
 
@@ -100,9 +135,16 @@ def _original(module: pl.LightningModule, name: str) -> Callable[..., Any]:
     return original
 
 
-def _attached(module: pl.LightningModule) -> list[CompressionCallback]:
-    from lightning_compress.callbacks.compression import CompressionCallback  # the base imports this module
+def _attached(module: pl.LightningModule) -> list[AttachedCallback]:
+    from lightning_compress.callbacks.attached import AttachedCallback  # which imports this module
 
+    return [callback for callback in _callbacks(module) if isinstance(callback, AttachedCallback)]
+
+
+def _around(module: pl.LightningModule) -> AroundSteps:
+    return next(callback for callback in _callbacks(module) if isinstance(callback, AroundSteps))
+
+
+def _callbacks(module: pl.LightningModule) -> Sequence[pl.Callback]:
     trainer = module._trainer  # noqa: SLF001 (the property raises where there is none: in a deepcopy)
-    callbacks = [] if trainer is None else trainer.callbacks  # type: ignore[attr-defined]
-    return [callback for callback in callbacks if isinstance(callback, CompressionCallback)]
+    return [] if trainer is None else trainer.callbacks  # type: ignore[attr-defined]

@@ -13,11 +13,16 @@ from lightning_compress.core import ConfigurationError
 
 
 class Stage(IntEnum):
-    """A callback's place: pruning first, so that quantization sees the zeros; averages last."""
+    """A callback's place.
 
-    PRUNE = 1
-    QUANTIZE = 2
-    AVERAGE = 3
+    Distillation first, so that a teacher copied from the student is still the dense one; then pruning, so that
+    quantization sees the zeros; averages last.
+    """
+
+    DISTILL = 1
+    PRUNE = 2
+    QUANTIZE = 3
+    AVERAGE = 4
 
 
 def find_callback(trainer: pl.Trainer, class_name: str) -> Any:

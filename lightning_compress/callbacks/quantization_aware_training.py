@@ -14,8 +14,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_compress.callbacks.clock import Position
+from lightning_compress.callbacks.companion import CompanionOptimizer
 from lightning_compress.callbacks.compression import CompressionCallback
-from lightning_compress.callbacks.learned_ranges import RangeOptimizer
 from lightning_compress.callbacks.order import Stage
 from lightning_compress.callbacks.state import refuse_damage
 from lightning_compress.core import CheckpointError, CompressionError, ConfigurationError, Target
@@ -141,7 +141,7 @@ class QuantizationAwareTraining(CompressionCallback):
         for changes in (overrides or {}).values():
             self._wanted.override(changes)
         self._quantization: Quantization | None = None
-        self._ranges: RangeOptimizer | None = None
+        self._ranges: CompanionOptimizer | None = None
 
     @cached_property  # Lightning asks for it around each of its hooks
     def state_key(self) -> str:
@@ -179,13 +179,13 @@ class QuantizationAwareTraining(CompressionCallback):
 
     def begin(self, model: nn.Module, *, resumed: bool) -> None:
         """Go on where an earlier fit or a checkpoint stopped; otherwise ranges come from the batches."""
-        if not resumed and self._attached().phase == "frozen":
-            self._attached().thaw_()
+        if not resumed and self.attached().phase == "frozen":
+            self.attached().thaw_()
             self._train_ranges()
 
     def load_method_state(self, state: dict[str, Any], *, is_over: bool) -> None:
         """Ranges again, folded pairs, and the moments of learned ranges."""
-        self._attached().load_state_dict(state["quantization"])
+        self.attached().load_state_dict(state["quantization"])
         self._train_ranges()
         ranges = state["ranges"]
         if not isinstance(ranges, list):
@@ -203,16 +203,16 @@ class QuantizationAwareTraining(CompressionCallback):
     def method_state(self) -> dict[str, Any]:
         """Ranges, folded pairs, and the moments of learned ranges."""
         ranges = [] if self._ranges is None else self._ranges.state_dict()
-        return {"quantization": self._attached().state_dict(), "ranges": ranges}
+        return {"quantization": self.attached().state_dict(), "ranges": ranges}
 
     def after_step(self, owned: Sequence[int]) -> None:
         """Some formats keep the weights themselves within bounds."""
-        if self._attached().is_active:
-            self._attached().constrain_(owned)
+        if self.attached().is_active:
+            self.attached().constrain_(owned)
 
     def update(self, model: nn.Module, now: Position, trainer: pl.Trainer) -> None:
         """Watch one step; then quantize, and follow the ranges until they are frozen."""
-        quantization = self._attached()
+        quantization = self.attached()
         reduce_max = partial(trainer.strategy.reduce, reduce_op="max")
         if quantization.phase == "waiting":
             quantization.watch_()
@@ -234,17 +234,18 @@ class QuantizationAwareTraining(CompressionCallback):
 
     def metrics(self) -> dict[str, float]:
         """``quantization/active`` and ``quantization/frozen``, 0 or 1."""
-        quantization = self._attached()
+        quantization = self.attached()
         frozen = float(quantization.phase == "frozen")
         return {"quantization/active": float(quantization.is_active), "quantization/frozen": frozen}
 
     def end_fit(self) -> None:
         """Let go of the optimizer of learned ranges."""
+        super().end_fit()
         self._ranges = None
 
     def summary(self) -> tuple[str, bool]:
         """What is quantized, and what was never seen."""
-        quantization = self._attached()
+        quantization = self.attached()
         inputs = (
             "inputs left as they are"
             if self.activation_bits is None
@@ -259,18 +260,25 @@ class QuantizationAwareTraining(CompressionCallback):
         return sentence, not unseen
 
     def _train_ranges(self) -> None:
-        quantization = self._attached()
+        quantization = self.attached()
         if quantization.phase == "active" and quantization.learned and self._ownership is not None:
-            self._ranges = RangeOptimizer(quantization.learned, self._ownership.counted)
+            self._ranges = CompanionOptimizer(
+                quantization.learned, self._ownership.counted, regularized=quantization.regularized
+            )
 
     def _step_ranges(self, trainer: pl.Trainer) -> None:
         if self._ranges is not None:
             scaler: Any = getattr(trainer.precision_plugin, "scaler", None)
             scale = 1.0 if scaler is None else float(scaler.get_scale())
             self._ranges.step(partial(trainer.strategy.reduce, reduce_op="mean"), scale)
-            self._attached().settle_()
+            self.attached().settle_()
 
-    def _attached(self) -> Quantization:
+    def attached(self) -> Quantization:
+        """The quantization of the model that was prepared last.
+
+        Raises:
+            CompressionError: none was.
+        """
         if self._quantization is None:
             raise CompressionError(
                 "QuantizationAwareTraining has not seen a model yet; pass it to Trainer(callbacks=[...])."

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.quantization.batchnorm import _FOLDED, evaluated_weight, is_folded
+from lightning_compress.quantization.batchnorm import evaluated_weight, folded_norm
 from lightning_compress.quantization.layers import QuantizedLayer, quantizer_name
 from lightning_compress.quantization.rows import Rows
 from lightning_compress.quantization.stored import Stored, WeightQuantizer
@@ -64,8 +64,8 @@ def _active_quantizers(layer: nn.Module) -> Iterator[tuple[str, WeightQuantizer]
 
 
 def _folding_factor(layer: Any) -> Tensor | None:
-    if not is_folded(layer):
+    norm = folded_norm(layer)
+    if norm is None:
         return None
-    norm = layer.__dict__[_FOLDED][0]
     factor = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     return torch.where(factor == 0, 1.0, factor).float()  # a channel that the normalization silences stays zero

@@ -91,6 +91,11 @@ def is_folded(convolution: nn.Module) -> bool:
     return _FOLDED in convolution.__dict__
 
 
+def folded_norm(layer: nn.Module) -> Any:
+    """The batch normalization that is folded into a layer, or ``None``."""
+    return layer.__dict__.get(_FOLDED, [None])[0]
+
+
 def freeze_statistics_(model: nn.Module, *, frozen: bool) -> None:
     """Whether folded normalizations use their running statistics in training too, from now on."""
     for module in model.modules():
@@ -100,7 +105,7 @@ def freeze_statistics_(model: nn.Module, *, frozen: bool) -> None:
 
 def folded_forward(convolution: Any, tensor: Tensor) -> Tensor:
     """What the convolution and its normalization compute, with one quantized weight for both."""
-    norm = convolution.__dict__[_FOLDED][0]
+    norm = folded_norm(convolution)
     mean, variance = norm.running_mean, norm.running_var
     if norm.training and not norm.statistics_are_frozen:
         plain = convolution._conv_forward(tensor, convolution.weight, convolution.bias).float()  # noqa: SLF001
@@ -123,7 +128,7 @@ def folded(convolution: Any, norm: Any, mean: Tensor, variance: Tensor) -> tuple
 
 def evaluated_weight(convolution: Any) -> tuple[Tensor, Tensor | None]:
     """The weight that the quantizer of a convolution sees in evaluation, and the bias that goes with it."""
-    norm = convolution.__dict__.get(_FOLDED, [None])[0]
+    norm = folded_norm(convolution)
     if norm is None:
         return convolution.weight, getattr(convolution, "bias", None)  # an embedding has none
     return folded(convolution, norm, norm.running_mean, norm.running_var)

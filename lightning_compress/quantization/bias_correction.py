@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_compress.core.targets import is_transformers_conv1d
-from lightning_compress.quantization.batchnorm import _FOLDED, evaluated_weight
+from lightning_compress.quantization.batchnorm import evaluated_weight, folded_norm
 from lightning_compress.quantization.layers import QuantizedLayer, child, quantizer_name
 
 _CORRECTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -124,7 +124,7 @@ def _bias(layer: Any, means: dict[nn.Module, Tensor]) -> tuple[Tensor | None, st
         return None, f"{layer.original.__name__} layers are not corrected"
     if layer not in means:
         return None, "no batch reached it"
-    norm = layer.__dict__.get(_FOLDED, [None])[0]
+    norm = folded_norm(layer)
     return (layer.bias if norm is None else norm.bias), "it has no bias"
 
 

@@ -14,7 +14,7 @@ from lightning_compress.core import ConfigurationError, MissingExtraError, Targe
 from lightning_compress.core.targets import Patterns, is_transformers_conv1d
 from lightning_compress.quantization import runtimes
 from lightning_compress.quantization.baked import baked_weights
-from lightning_compress.quantization.fused import _SWITCHES
+from lightning_compress.quantization.fused import SWITCHES
 from lightning_compress.quantization.layers import QuantizedLayer
 from lightning_compress.quantization.removal import copy_of, remove_
 from lightning_compress.quantization.runtimes import Trained
@@ -208,6 +208,6 @@ def _open_fused_(model: nn.Module, layers: Sequence[nn.Module]) -> None:
     """Make torch's fused containers call their converted layers, whose weights they cannot read."""
     converted = set(layers)
     for module in model.modules():
-        for container, switch, off in _SWITCHES:
+        for container, switch, off in SWITCHES:
             if isinstance(module, container) and not converted.isdisjoint(module.modules()):
                 setattr(module, switch, off)

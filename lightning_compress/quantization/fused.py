@@ -7,7 +7,7 @@ from torch import nn
 from lightning_compress.quantization.layers import QuantizedLayer
 
 # What each container looks at before it takes the fast path, and the value that keeps it from doing so.
-_SWITCHES: tuple[tuple[type[nn.Module], str, object], ...] = (
+SWITCHES: tuple[tuple[type[nn.Module], str, object], ...] = (
     (nn.TransformerEncoderLayer, "activation_relu_or_gelu", 0),
     (nn.TransformerEncoder, "use_nested_tensor", False),
 )
@@ -17,7 +17,7 @@ _BEFORE = "_fused_before"
 def open_fused_(model: nn.Module) -> None:
     """Make fused containers of quantized layers call their children."""
     for module in model.modules():
-        for container, switch, off in _SWITCHES:
+        for container, switch, off in SWITCHES:
             if isinstance(module, container) and _BEFORE not in module.__dict__ and _holds_quantized(module):
                 module.__dict__[_BEFORE] = (switch, getattr(module, switch))
                 setattr(module, switch, off)

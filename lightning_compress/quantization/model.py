@@ -9,7 +9,12 @@ from torch import Tensor, nn
 
 from lightning_compress.core import CheckpointError, ConfigurationError, Target, TargetError
 from lightning_compress.core.targets import matches_any
-from lightning_compress.quantization.activations import ActivationQuantizer, activation_quantizer, merge
+from lightning_compress.quantization.activations import (
+    ActivationQuantizer,
+    LearnedBound,
+    activation_quantizer,
+    merge,
+)
 from lightning_compress.quantization.attention import (
     attach_to_attention_,
     attention_modules,
@@ -84,6 +89,11 @@ class Quantization:
         """Steps, bounds and values that are trained; leaves that require gradients."""
         tensors = [tensor for quantizer in self._quantizers.values() for tensor in quantizer.learned()]
         return [tensor.requires_grad_() for tensor in tensors]
+
+    @property
+    def regularized(self) -> list[Tensor]:
+        """The bounds of PACT, whose loss has a term of their squares (Choi et al. 2018, section 3)."""
+        return [quantizer.bound for quantizer in self.inputs if isinstance(quantizer, LearnedBound)]
 
     @property
     def is_active(self) -> bool:

@@ -9,7 +9,7 @@ import yaml
 from pytorch_lightning.cli import LightningCLI
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_compress.callbacks import CompressionCallback
+from lightning_compress.callbacks.attached import AttachedCallback
 
 FOLDER = Path(__file__).parents[2] / "callbacks"
 FILES = sorted(FOLDER.glob("*.yaml"))
@@ -44,7 +44,7 @@ def command_line(config, *, run=True):
 
 
 def callback_of(cli):
-    return next(callback for callback in cli.trainer.callbacks if isinstance(callback, CompressionCallback))
+    return next(callback for callback in cli.trainer.callbacks if isinstance(callback, AttachedCallback))
 
 
 def is_sparse(layer):
@@ -64,7 +64,24 @@ def test_every_file_runs_a_fit(config, holds):
 
 
 def test_there_is_a_file_for_each_callback_of_the_package():
-    assert {file.stem for file in FILES} == {"gradual_pruning", "quantization_aware_training"}
+    assert {file.stem for file in FILES} == {"gradual_pruning", "knowledge_distillation", "quantization_aware_training"}
+
+
+def test_the_file_of_distillation_runs_a_fit():
+    logged = command_line(FOLDER / "knowledge_distillation.yaml").trainer.logged_metrics
+    assert {"distillation/task", "distillation/soft_targets"} <= logged.keys()
+
+
+def test_a_teacher_and_losses_from_a_file(tmp_path):
+    linear = {"class_path": "torch.nn.Linear", "init_args": {"in_features": 8, "out_features": 2}}
+    hint = {"class_path": "lightning_compress.distillation.Hint", "init_args": {"pairs": [["0", ""]]}}
+    soft = {"class_path": "lightning_compress.distillation.SoftTargets", "init_args": {"temperature": 4.0}}
+    arguments = {"teacher": linear, "losses": [hint, soft], "task_weight": 0, "network": "net"}
+    written = {"class_path": "lightning_compress.KnowledgeDistillation", "init_args": arguments}
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({"trainer": {"callbacks": [written]}}))
+    logged = command_line(config).trainer.logged_metrics
+    assert {"distillation/hint", "distillation/soft_targets"} == logged.keys()
 
 
 def test_settings_of_quantization_reach_the_callback_as_written(tmp_path):

@@ -7,8 +7,9 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from lightning_compress import GradualPruning, QuantizationAwareTraining
+from lightning_compress import GradualPruning, KnowledgeDistillation, QuantizationAwareTraining
 from lightning_compress.quantization.model import quantizers_of
+from tests.callbacks.distilling import WAYS
 from tests.conformance.tiny import WINDOW, Tiny, data
 
 PRUNING = {
@@ -21,6 +22,7 @@ QUANTIZATION = {
     "int8": {},
     "lsq": {"weight_bits": 4, "activation_bits": 4, "method": "lsq"},
 }
+DISTILLATION = ("projection", "memory bank", "moving average", "two teachers", "peer")
 
 
 def callbacks():
@@ -28,6 +30,7 @@ def callbacks():
     yield from ((name, GradualPruning(0.75, **settings, **WINDOW)) for name, settings in PRUNING.items())
     moments = {"start": WINDOW["start"], "freeze_ranges": WINDOW["end"]}
     yield from ((name, QuantizationAwareTraining(**settings, **moments)) for name, settings in QUANTIZATION.items())
+    yield from ((name, WAYS[name]()) for name in DISTILLATION)
 
 
 def ranges(model):
@@ -37,6 +40,12 @@ def ranges(model):
         for name, quantizer in quantizers_of(model)
         for kept, tensor in quantizer.held().items()
     }
+
+
+def kept(callback):
+    """What distillation trains beside a model: projections, a second student, a moving average."""
+    state = callback._handover._kept["method"] if isinstance(callback, KnowledgeDistillation) else {}
+    return {**state.get("learned", {}), **(state.get("ema") or {})}
 
 
 if __name__ == "__main__":
@@ -54,4 +63,5 @@ if __name__ == "__main__":
             enable_model_summary=False,
         )
         trainer.fit(model, DataLoader(data(64), batch_size=4))  # each rank sees its own half
-        torch.save(model.state_dict() | ranges(model), Path(sys.argv[1]) / f"{name}-{trainer.global_rank}.pt")
+        beside = {f"beside {key}": tensor for key, tensor in kept(callback).items()}
+        torch.save(model.state_dict() | ranges(model) | beside, Path(sys.argv[1]) / f"{name}-{trainer.global_rank}.pt")

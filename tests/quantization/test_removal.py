@@ -221,7 +221,7 @@ def test_a_lightning_module_in_a_trainer_is_copied_without_the_trainer_and_the_h
     model = Module()
     model.trainer = trainer = framework.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
     model.on_save_checkpoint = own = lambda checkpoint: None
-    hooks.install(model)
+    hooks.install(model, [])
     quantize_(model, random(4, 64))
     plain = remove(model)
     assert plain._trainer is None

@@ -1,4 +1,4 @@
-"""The optimizer of learned quantization ranges."""
+"""The optimizer of what trains along with a model and is no part of it: learned ranges, projections."""
 
 from __future__ import annotations
 
@@ -11,27 +11,34 @@ from torch.optim import SGD, Adam, Optimizer
 from lightning_compress.core import CheckpointError
 
 
-class RangeOptimizer:
-    """Steps beside the optimizer of the weights, at its learning rate and without weight decay.
+class CompanionOptimizer:
+    """Steps beside the optimizer of the weights, at its learning rate and without its weight decay.
 
     An optimizer of its own, and not a group of the user's: so neither the user's optimizer nor its learning-rate
     schedule nor the optimizer states of a checkpoint ever have an entry that the user's class does not make.
 
     Args:
-        ranges: leaves that require gradients.
+        tensors: leaves that require gradients.
         beside: the optimizer of the weights; if it is of Adam's kind this one is too, with its betas, else SGD with
             its momentum.
+        regularized: those of the tensors whose squares the loss contains, times the weight decay of ``beside``.
     """
 
-    def __init__(self, ranges: Sequence[Tensor], beside: Optimizer) -> None:
-        self._ranges = list(ranges)
+    def __init__(self, tensors: Sequence[Tensor], beside: Optimizer, *, regularized: Sequence[Tensor] = ()) -> None:
+        self._tensors = list(tensors)
         self._beside = beside
         settings = beside.param_groups[0]
+        chosen = {id(tensor) for tensor in regularized}
+        parts = {False: 0.0, True: settings.get("weight_decay", 0.0)}
+        groups = [
+            {"params": [tensor for tensor in self._tensors if (id(tensor) in chosen) == is_in], "weight_decay": decay}
+            for is_in, decay in parts.items()
+        ]
         self._optimizer: Optimizer
         if "betas" in settings:
-            self._optimizer = Adam(self._ranges, lr=settings["lr"], betas=settings["betas"], eps=settings["eps"])
+            self._optimizer = Adam(groups, lr=settings["lr"], betas=settings["betas"], eps=settings["eps"])
         else:
-            self._optimizer = SGD(self._ranges, lr=settings["lr"], momentum=settings.get("momentum", 0.0))
+            self._optimizer = SGD(groups, lr=settings["lr"], momentum=settings.get("momentum", 0.0))
 
     def step(self, mean: Callable[[Tensor], Tensor], scale: float) -> None:
         """One step on the gradients gathered so far, if they are finite.
@@ -40,11 +47,11 @@ class RangeOptimizer:
             mean: over ranks.
             scale: the factor by which a gradient scaler multiplied them.
         """
-        gradients = [torch.zeros_like(tensor) if tensor.grad is None else tensor.grad for tensor in self._ranges]
+        gradients = [torch.zeros_like(tensor) if tensor.grad is None else tensor.grad for tensor in self._tensors]
         together = mean(torch.cat([gradient.flatten() for gradient in gradients])) / scale
         if bool(together.isfinite().all()):
-            parts = together.split([tensor.numel() for tensor in self._ranges])
-            for tensor, part in zip(self._ranges, parts, strict=True):
+            parts = together.split([tensor.numel() for tensor in self._tensors])
+            for tensor, part in zip(self._tensors, parts, strict=True):
                 tensor.grad = part.view_as(tensor)
             for group in self._optimizer.param_groups:
                 group["lr"] = float(self._beside.param_groups[0]["lr"])
@@ -57,18 +64,18 @@ class RangeOptimizer:
 
     def state_dict(self) -> list[dict[str, Tensor]]:
         """Moments and step counts, an entry for each range."""
-        return [dict(self._optimizer.state[tensor]) for tensor in self._ranges]
+        return [dict(self._optimizer.state[tensor]) for tensor in self._tensors]
 
     def load_state_dict(self, state: Sequence[Mapping[str, Tensor]]) -> None:
         """Take :meth:`state_dict` back.
 
         Raises:
-            CheckpointError: it is of other ranges.
+            CheckpointError: it is of other tensors.
         """
-        if len(state) != len(self._ranges):
+        if len(state) != len(self._tensors):
             raise CheckpointError(
-                f"the checkpoint trained {len(state)} learned ranges, and this callback {len(self._ranges)}; resume "
-                "with the settings it was trained with."
+                f"the checkpoint trained {len(state)} tensors beside the model, this callback {len(self._tensors)}: "
+                "resume with the settings it was trained with."
             )
-        for tensor, saved in zip(self._ranges, state, strict=True):
+        for tensor, saved in zip(self._tensors, state, strict=True):
             self._optimizer.state[tensor] = {name: value.clone() for name, value in saved.items()}

@@ -1,0 +1,106 @@
+"""What every callback of this package does about the module it is attached to, whatever it does to it."""
+
+from __future__ import annotations
+
+import inspect
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import pytorch_lightning as pl
+from torch import nn
+
+from lightning_compress.callbacks import hooks
+from lightning_compress.callbacks.handover import Handover, write
+from lightning_compress.callbacks.order import Stage, check_order
+from lightning_compress.callbacks.state import plain
+from lightning_compress.core import TargetError
+
+
+class AttachedCallback(pl.Callback):
+    """Prepares a module before its optimizer exists, and keeps a state in its checkpoints and from fit to fit."""
+
+    stage: ClassVar[Stage]
+    outlives_fit: ClassVar[bool] = False  # whether the module goes on needing state that its weights don't hold
+
+    def __init__(self) -> None:
+        self._handover = Handover()
+
+    # What a subclass says.
+
+    @abstractmethod
+    def prepare(self, model: nn.Module) -> None:
+        """Before the optimizer exists, and again when layers were built late; idempotent."""
+
+    @property
+    @abstractmethod
+    def is_training(self) -> bool:
+        """Whether a fit is under way, and :meth:`state` can be asked for."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """All that a resumed run needs to end like one that was never interrupted."""
+
+    @abstractmethod
+    def end_fit(self) -> None:
+        """Take away whatever stands on the model for the time of training alone."""
+
+    # When, in the order in which Lightning calls.
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Check the order of callbacks and prepare."""
+        if stage != "fit" and not self.outlives_fit:
+            return
+        self._handover.forget_checkpoint()
+        hooks.install(pl_module, trainer.callbacks)  # type: ignore[attr-defined]
+        if stage != "fit":
+            return
+        check_order(trainer.callbacks)  # type: ignore[attr-defined]
+        try:
+            self.prepare(pl_module)
+        except TargetError:
+            if not hooks.overridden(pl_module):
+                raise
+            # The layers may come with the module's own setup or configure_model; prepare is called again after them.
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Let go of the run, and keep what the next one needs."""
+        if stage == "fit":
+            if self.is_training:
+                self._handover.keep(pl_module, self.state())
+            self.end_fit()
+        if stage == "fit" or self.outlives_fit:
+            hooks.remove(pl_module)
+        if self.outlives_fit and self._handover.has_kept:
+            hooks.install_save(pl_module)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Let go of the run: Lightning calls no teardown hook after an exception."""
+        if pl_module is not None:
+            self.teardown(trainer, pl_module, "fit")
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add the state to checkpoints that are saved after a fit; during it the module's own hook does."""
+        if not hooks.is_installed(pl_module):
+            self._handover.write_kept(checkpoint, self.state_key)
+
+    # State.
+
+    def write_state(self, checkpoint: dict[str, Any]) -> None:
+        """Put this callback's state into a checkpoint."""
+        if self.is_training:
+            write(checkpoint, self.state_key, self.state())
+        else:
+            self._handover.write_kept(checkpoint, self.state_key)
+
+    def read_state(self, checkpoint: dict[str, Any]) -> None:
+        """Remember this callback's state in a checkpoint until the weights are loaded."""
+        self._handover.read(checkpoint, self.state_key)
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments of the constructor, as plain values."""
+        # A user's subclass may hand its arguments on as **kwargs, so those of its parents count too.
+        constructors = [cls.__init__ for cls in type(self).__mro__ if issubclass(cls, AttachedCallback)]
+        names = {name for constructor in constructors for name in inspect.signature(constructor).parameters}
+        return {name: plain(getattr(self, name)) for name in sorted(names) if hasattr(self, name)}

@@ -1,0 +1,381 @@
+"""Distillation as a callback."""
+
+from __future__ import annotations
+
+import copy
+import math
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities import rank_zero_info
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from lightning_compress.callbacks.attached import AttachedCallback
+from lightning_compress.callbacks.companion import CompanionOptimizer
+from lightning_compress.callbacks.hooks import AroundSteps, has_forward
+from lightning_compress.callbacks.optimizers import skipped_by_scaler
+from lightning_compress.callbacks.order import Stage
+from lightning_compress.callbacks.state import refuse_damage
+from lightning_compress.core import CheckpointError, CompressionError, ConfigurationError
+from lightning_compress.distillation import DistillationLoss, SoftTargets
+from lightning_compress.distillation.base import Pick
+from lightning_compress.distillation.batch import Labels, has_labels, labels_of, plain_batch
+from lightning_compress.distillation.distiller import Distiller
+from lightning_compress.distillation.fingerprint import fingerprint
+from lightning_compress.distillation.teacher import Asked, Mirror, NetworkTeacher, average_, place_, shares
+
+OneTeacher = nn.Module | Asked | Literal["self", "ema"]
+
+_COPIES = ("self", "ema")
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class KnowledgeDistillation(AttachedCallback, AroundSteps):
+    """Adds to the loss of a training step how far the module is from a teacher; the step itself stays as it is.
+
+    The loss that trains is ``task_weight`` times the module's own plus each term times its weight. The calls that the
+    training step makes of one network are watched; each is repeated by the teacher, labels left out, and both are
+    compared. The teacher is no part of the module: it is in no checkpoint, no optimizer and no strategy, and stays in
+    eval mode. Projections that a loss learns train beside the module's optimizer, at its learning rate, and are kept
+    out of its ``state_dict``. Logged are ``distillation/task`` and ``distillation/<loss>``, before and after weighting.
+
+    Args:
+        teacher: a module, or a LightningModule; several of them; a ``LogitCache``; ``"self"``: a frozen copy of the
+            module as it is when the first fit starts; ``"ema"``: a moving average of it (mean teacher); or ``None`` for
+            losses that compare parts of the student. It is called with the arguments of the student's network.
+        losses: the terms; by default soft targets at temperature 2, weight 0.7.
+        task_weight: of the module's own loss. 0 is label-free: the network is called, and not ``training_step``.
+        network: name of the submodule whose calls are watched, ``"model"`` say; ``""`` for the module itself; by
+            default the outermost module that the training step calls.
+        teacher_weights: shares of several teachers; by default equal.
+        draw: ask one teacher each optimizer step, drawn by its share, in place of all.
+        teacher_dtype: ``"bfloat16"``, ``"float16"`` or ``"float32"``; by default the student's own. Integers stay.
+        ema_decay: of ``"ema"``.
+        backward: which call of ``manual_backward`` in a step gets the terms, under manual optimization.
+        labels: where a batch has class indices, a key or a place; by default looked for. -100 marks what has no label:
+            a batch of those alone has no task loss.
+        logits: what to take of a network's output, a key or a place; by default ``logits``, or the first tensor.
+
+    Raises:
+        ConfigurationError: a value that cannot work.
+
+    Example:
+        >>> import pytorch_lightning as pl
+        >>> from lightning_compress import KnowledgeDistillation
+        >>> trainer = pl.Trainer(callbacks=[KnowledgeDistillation(nn.Linear(8, 2))])
+    """
+
+    def __init__(
+        self,
+        teacher: OneTeacher | Sequence[OneTeacher] | None,
+        losses: Sequence[DistillationLoss] = (SoftTargets(temperature=2.0, weight=0.7),),
+        task_weight: int | float = 0.3,
+        *,
+        network: str | None = None,
+        teacher_weights: Sequence[float] | None = None,
+        draw: bool = False,
+        teacher_dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+        ema_decay: float = 0.999,
+        backward: int = 0,
+        labels: Labels = None,
+        logits: Pick | None = None,
+    ) -> None:
+        super().__init__()
+        self.teacher = teacher
+        self.losses = losses
+        self.task_weight = task_weight
+        self.network = network
+        self.teacher_weights = teacher_weights
+        self.draw = draw
+        self.teacher_dtype = teacher_dtype
+        self.ema_decay = ema_decay
+        self.backward = backward
+        self.labels = labels
+        self.logits = logits
+        _check_losses(losses, task_weight)
+        _check(ema_decay=ema_decay, backward=backward, teacher_dtype=teacher_dtype)
+        self._given = _listed(teacher)
+        _check_student_alone(losses, self._given)
+        self._shares = shares(teacher_weights, len(self._given))
+        self._copies: dict[str, nn.Module] = {}  # of the student, for "self" and "ema"
+        self._copied: weakref.ref[nn.Module] | None = None
+        self._distiller: Distiller | None = None
+        self._companion: CompanionOptimizer | None = None
+        self._pending: Sequence[Mapping[str, Tensor]] | None = None  # moments of learned parts that are not built yet
+        self._handles: list[RemovableHandle] = []
+        self._batch: Any = None
+        self._backwards = 0  # calls of manual_backward in this step
+
+    @cached_property
+    def state_key(self) -> str:
+        """There is one of its kind in a trainer."""
+        return type(self).__qualname__
+
+    @property
+    def stage(self) -> Stage | None:  # type: ignore[override]
+        """Its place matters only until the student was copied."""
+        return Stage.DISTILL if set(_COPIES) & {*self._given} - self._copies.keys() else None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """As for all; and there is one of its kind."""
+        others = [callback for callback in trainer.callbacks if isinstance(callback, AroundSteps)]  # type: ignore[attr-defined]
+        if len(others) > 1:
+            raise ConfigurationError(
+                "Trainer(callbacks=[...]) has two KnowledgeDistillation: give all teachers to one."
+            )
+        super().setup(trainer, pl_module, stage)
+
+    def prepare(self, model: nn.Module) -> None:
+        """Copy the student for ``"self"`` and ``"ema"``, before pruning or quantization touch it."""
+        wanted = [one for one in self._given if isinstance(one, str)]
+        is_known = self._copied is not None and self._copied() is model
+        for name in wanted:
+            known = self._copies.get(name) if is_known else None
+            if known is None or known.state_dict().keys() != model.state_dict().keys():
+                self._copies[name] = _frozen_copy(model)
+        self._copied = weakref.ref(model)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A pickled callback belongs to no module."""
+        return {**self.__dict__, "_copied": None}
+
+    @property
+    def is_training(self) -> bool:
+        """Whether a fit is under way."""
+        return self._distiller is not None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Weights are loaded: bring the teachers beside the student, and go on where a checkpoint stopped."""
+        if self.task_weight == 0 and not pl_module.automatic_optimization:
+            raise ConfigurationError(
+                "task_weight=0 calls the network in place of training_step, which steps the optimizers under manual "
+                "optimization: give a small task_weight, or leave the module's own loss out of what it backpropagates."
+            )
+        if self.task_weight == 0 and self.network is None and not has_forward(pl_module):
+            raise ConfigurationError(
+                f"task_weight=0 calls the network in place of training_step, and {type(pl_module).__name__} has no "
+                "forward: name the submodule to call by network=."
+            )
+        state = self._handover.take(pl_module)
+        asked = {
+            self._asked(one, pl_module, resumed=state is not None): share
+            for one, share in zip(self._given, self._shares, strict=True)
+        }
+        self._distiller = Distiller(
+            pl_module,
+            asked,
+            self.losses,
+            network=self.network,
+            labels=self.labels,
+            logits=self.logits,
+            draw=self.draw,
+        )
+        if state is not None:
+            refuse_damage(self._load, state, type(self).__name__)
+        hook = partial(self._after_optimizer_step, trainer)
+        self._handles = [optimizer.register_step_post_hook(hook) for optimizer in trainer.optimizers]
+
+    def training_step(self, module: pl.LightningModule, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The module's own step, or a call of its network; then the terms, under automatic optimization."""
+        if self._distiller is None:
+            return step(*args, **kwargs)
+        self._batch, *rest = args
+        args = (plain_batch(self._batch), *rest)
+        self._backwards = 0
+        with self._distiller.watching():
+            if self.task_weight == 0:
+                self._distiller.call(args[0])
+                return self._loss(module, None)
+            output = step(*args, **kwargs)
+            if not module.automatic_optimization:
+                self._check_backwards()
+                return output
+            return _with_loss(output, partial(self._loss, module))
+
+    def loss_of_backward(self, module: pl.LightningModule, loss: Tensor) -> Tensor:
+        """The loss of manual optimization, with the terms if it is the one that ``backward`` chooses."""
+        self._backwards += 1
+        if self._distiller is None or self._backwards != self.backward + 1:
+            return loss
+        joined: Tensor = self._loss(module, loss)
+        return joined
+
+    def on_before_zero_grad(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer) -> None:
+        """Gradients of a step that a scaler skipped go with those of the weights."""
+        if self._companion is not None and optimizer is self._owner(trainer):
+            self._companion.zero_grad()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say what was done."""
+        network = None if self._distiller is None else self._distiller.network
+        names = ", ".join(loss.name for loss in self.losses)
+        rank_zero_info(f"KnowledgeDistillation: {type(network).__name__} was distilled by {names}.")
+
+    def end_fit(self) -> None:
+        """Take the hooks off the networks and the optimizers."""
+        while self._handles:
+            self._handles.pop().remove()
+        if self._distiller is not None:
+            self._distiller.close()
+        self._distiller = self._companion = self._batch = None
+
+    def state(self) -> dict[str, Any]:
+        """Projections with their moments, the fingerprint of a copied teacher, and a moving average."""
+        distiller = self._running()
+        moments = self._pending if self._companion is None else self._companion.state_dict()
+        return {
+            "settings": {},
+            "method": {
+                "learned": distiller.state_dict(),
+                "moments": list(moments or []),
+                "self": fingerprint(self._copies["self"]) if "self" in self._copies else None,
+                "ema": self._copies["ema"].state_dict() if "ema" in self._copies else None,
+            },
+        }
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        method = state["method"]
+        self._running().load_state_dict(method["learned"])
+        self._pending = method["moments"]
+        if "ema" in self._copies and method["ema"] is not None:
+            self._copies["ema"].load_state_dict(method["ema"])
+        if "self" in self._copies and method["self"] != fingerprint(self._copies["self"]):
+            raise CheckpointError(
+                "teacher='self' was a copy of the module as it was when the run began, and the module was built with "
+                "other weights now: build it as before, or give that model by teacher=."
+            )
+
+    def _asked(self, one: OneTeacher | None, pl_module: pl.LightningModule, *, resumed: bool) -> Asked:
+        if one is None:
+            return Mirror()
+        if isinstance(one, NetworkTeacher):
+            one.model.to(pl_module.device)
+        if isinstance(one, Asked):
+            return one
+        network: nn.Module = self._copies[one] if isinstance(one, str) else one
+        if one == "ema" and not resumed:
+            average_(network, pl_module, decay=0.0)
+        own = next((p.dtype for p in pl_module.parameters() if p.is_floating_point()), None)
+        place_(network, pl_module.device, own if self.teacher_dtype is None else _DTYPES[self.teacher_dtype])
+        return NetworkTeacher(network)
+
+    def _loss(self, module: pl.LightningModule, task: Tensor | None) -> Any:
+        """The sum, or the module's own loss where there is nothing to add to it."""
+        distiller = self._running()
+        terms = distiller.terms(self._batch, step=module.trainer.global_step)
+        if self._companion is None and any(True for _ in distiller.learned.parameters()):
+            self._train_learned(module.trainer)
+        parts = dict(terms)
+        if task is not None and has_labels(labels_of(plain_batch(self._batch), self.labels)):
+            parts["task"] = task * self.task_weight if terms else task
+            terms = {"task": task, **terms}
+        for name, term in terms.items():
+            module.log(f"distillation/{name}", term.detach(), on_step=True, on_epoch=False, batch_size=1)
+        return sum(parts.values()) if parts else task
+
+    def _train_learned(self, trainer: pl.Trainer) -> None:
+        owner = self._owner(trainer)
+        if owner is None:
+            raise ConfigurationError("no optimizer trains the student's network, so nothing can train its projections.")
+        self._companion = CompanionOptimizer(list(self._running().learned.parameters()), owner)
+        if self._pending:
+            self._companion.load_state_dict(self._pending)
+        self._pending = None
+
+    def _owner(self, trainer: pl.Trainer) -> Optimizer | None:
+        """The optimizer that trains the student's network, with which projections and a moving average go along."""
+        network = self._running().network
+        own = {id(parameter) for parameter in (network or trainer.lightning_module).parameters()}
+        return next(
+            (
+                optimizer
+                for optimizer in trainer.optimizers
+                if any(id(p) in own for group in optimizer.param_groups for p in group["params"])
+            ),
+            None,
+        )
+
+    def _after_optimizer_step(self, trainer: pl.Trainer, optimizer: Optimizer, *_: Any) -> None:
+        if self._distiller is None or optimizer is not self._owner(trainer) or skipped_by_scaler(optimizer):
+            return
+        if self._companion is not None:
+            scaler: Any = getattr(trainer.precision_plugin, "scaler", None)
+            scale = 1.0 if scaler is None else float(scaler.get_scale())
+            self._companion.step(partial(trainer.strategy.reduce, reduce_op="mean"), scale)
+        if "ema" in self._copies:
+            average_(self._copies["ema"], trainer.lightning_module, self.ema_decay)
+
+    def _check_backwards(self) -> None:
+        if 0 < self._backwards <= self.backward:
+            raise ConfigurationError(
+                f"backward={self.backward!r}: training_step calls manual_backward {self._backwards} times, from 0."
+            )
+
+    def _running(self) -> Distiller:
+        if self._distiller is None:
+            raise CompressionError("KnowledgeDistillation is not attached to a running fit; pass it to a Trainer.")
+        return self._distiller
+
+
+def _listed(teacher: Any) -> list[OneTeacher | None]:
+    several = list(teacher) if isinstance(teacher, (list, tuple)) else [teacher]
+    for one in several:
+        if not isinstance(one, (nn.Module, Asked, str, type(None))) or (isinstance(one, str) and one not in _COPIES):
+            raise ConfigurationError(
+                f"teacher={one!r}: expected a module, a LogitCache, 'self', 'ema' or None, or a list of them."
+            )
+    if not several or any(one is other for place, one in enumerate(several) for other in several[:place]):
+        raise ConfigurationError(f"teacher={teacher!r}: give one teacher, or several that differ.")
+    return several
+
+
+def _check_losses(losses: Any, task_weight: Any) -> None:
+    if (
+        not isinstance(losses, (list, tuple))
+        or not losses
+        or not all(isinstance(one, DistillationLoss) for one in losses)
+    ):
+        raise ConfigurationError(
+            f"losses={losses!r}: expected a list of losses, such as [SoftTargets(temperature=2.0)]."
+        )
+    is_number = isinstance(task_weight, (int, float)) and not isinstance(task_weight, bool)
+    if not is_number or not 0 <= task_weight < math.inf:
+        raise ConfigurationError(f"task_weight={task_weight!r}: expected a number from 0.")
+    needing = [loss.name for loss in losses if not loss.is_label_free]
+    if task_weight == 0 and needing:
+        raise ConfigurationError(f"task_weight=0 is label-free, and {needing[0]} needs labels; choose another.")
+
+
+def _check_student_alone(losses: Sequence[DistillationLoss], teachers: Sequence[Any]) -> None:
+    for loss in losses:
+        if loss.needs_teacher and None in teachers:
+            raise ConfigurationError(f"teacher=None: {loss.name} compares with a teacher; give one.")
+        if not loss.needs_teacher and teachers != [None]:
+            raise ConfigurationError(f"{loss.name} compares parts of the student: write teacher=None.")
+
+
+def _check(ema_decay: Any, backward: Any, teacher_dtype: Any) -> None:
+    if not isinstance(ema_decay, float) or not 0 <= ema_decay < 1:
+        raise ConfigurationError(f"ema_decay={ema_decay!r}: expected a float in [0, 1).")
+    if type(backward) is not int or backward < 0:
+        raise ConfigurationError(f"backward={backward!r}: expected the place of a call of manual_backward, from 0.")
+    if teacher_dtype is not None and teacher_dtype not in _DTYPES:
+        raise ConfigurationError(f"teacher_dtype={teacher_dtype!r} is none of {', '.join(map(repr, _DTYPES))}.")
+
+
+def _frozen_copy(model: nn.Module) -> nn.Module:
+    copied: nn.Module = copy.deepcopy(model)
+    return copied.requires_grad_(False).eval()  # noqa: FBT003 (positional only)
+
+
+def _with_loss(output: Any, change: Callable[[Tensor], Any]) -> Any:
+    """What a training step returned, with another loss; a step that was skipped stays so."""
+    if isinstance(output, Mapping):
+        return {**output, "loss": change(output["loss"])}
+    return None if output is None else change(output)

@@ -1,0 +1,113 @@
+"""What a batch or a call holds beside the inputs of a network: labels, a mask."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_compress.core import ConfigurationError
+from lightning_compress.distillation.indexed import IndexedBatch
+
+IGNORED = -100  # the label of what has none, as in torch and transformers
+LABELS = (
+    "labels",
+    "label",
+    "label_ids",
+    "targets",
+    "target",
+    "y",
+    "next_sentence_label",
+    "start_positions",
+    "end_positions",
+)
+
+Labels = str | int | None
+
+
+def plain_batch(batch: Any) -> Any:
+    """The batch of a data set's own loader, as a training step expects it."""
+    return batch.batch if isinstance(batch, IndexedBatch) else batch
+
+
+def without_labels(keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments less those that are labels: a teacher needs none, and would compute a loss of its own."""
+    return {name: value for name, value in keywords.items() if name not in LABELS}
+
+
+def labels_of(batch: Any, where: Labels) -> Tensor | None:
+    """The labels in a batch.
+
+    Args:
+        batch: a mapping or a sequence.
+        where: a key or a place; ``None`` to look for a usual key, or the last of a sequence if it is of integers.
+
+    Returns:
+        Class indices, or ``None`` if there are none.
+
+    Raises:
+        ConfigurationError: ``where`` is not in the batch.
+    """
+    if where is not None:
+        try:
+            found = batch[where]
+        except (KeyError, IndexError, TypeError) as error:
+            raise ConfigurationError(
+                f"labels={where!r}: the batch, a {type(batch).__name__}, has no such entry."
+            ) from error
+    elif isinstance(batch, Mapping):
+        found = next((batch[name] for name in LABELS if name in batch), None)
+    else:
+        found = batch[-1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
+    is_classes = isinstance(found, Tensor) and not found.is_floating_point() and found.dtype != torch.bool
+    return found if is_classes else None
+
+
+def inputs_of(batch: Any, where: Labels) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a network is called with, given a batch alone.
+
+    Args:
+        batch: a mapping: its entries are keyword arguments; a sequence: its first entries are positional ones.
+        where: of the labels, as for :func:`labels_of`; of a sequence by default the last.
+
+    Returns:
+        Positional and keyword arguments, labels left out.
+    """
+    if isinstance(batch, Mapping):
+        return (), {name: value for name, value in without_labels(batch).items() if name != where}
+    if not isinstance(batch, (tuple, list)):
+        return (batch,), {}
+    left_out = len(batch) - 1 if where is None and len(batch) > 1 else where
+    return tuple(value for place, value in enumerate(batch) if place != left_out), {}
+
+
+def mask_of(keywords: Mapping[str, Any]) -> Tensor | None:
+    """Which tokens count, ``[batch, tokens]``, if the call says."""
+    mask = keywords.get("attention_mask")
+    return mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None  # noqa: PLR2004
+
+
+def has_labels(labels: Tensor | None) -> bool:
+    """Whether anything in a batch is labelled; one whose labels were not found counts as labelled."""
+    return labels is None or bool((labels != IGNORED).any())
+
+
+def logits_in(output: Any) -> Tensor | None:
+    """The logits in what a classifier or language model gave.
+
+    Args:
+        output: a tensor, a mapping or object with ``logits``, or a sequence: its first floating tensor that is no
+            scalar.
+    """
+    if isinstance(output, Tensor):
+        candidates: list[Any] = [output]
+    elif isinstance(output, Mapping):
+        candidates = [output[name] for name in ("logits", "prediction_logits") if name in output]
+    elif isinstance(output, (tuple, list)):
+        candidates = list(output)
+    else:
+        candidates = [getattr(output, "logits", None)]
+    fitting = (one for one in candidates if isinstance(one, Tensor) and one.is_floating_point() and one.dim() > 0)
+    return next(fitting, None)

@@ -1,0 +1,286 @@
+"""A frozen model that is asked what it makes of a student's inputs."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.utils import _pytree as pytree
+
+from lightning_compress.core import ConfigurationError
+from lightning_compress.distillation.batch import without_labels
+from lightning_compress.distillation.watch import Call, Place, Watch, shares_parameters
+
+
+class Asked:
+    """Whoever answers for a teacher."""
+
+    def connect(self, student: nn.Module, network: nn.Module) -> None:
+        """Learn which module of the student is distilled; once, before anything is asked.
+
+        Raises:
+            ConfigurationError: the two do not fit.
+        """
+
+    def network(self, own: nn.Module) -> nn.Module:
+        """The module that answers to the student's network ``own``, for losses that look inside."""
+        return own
+
+    def watch(self, places: Sequence[Place]) -> None:
+        """Look at these places inside :meth:`network` when it is asked.
+
+        Raises:
+            ConfigurationError: a place is not there.
+        """
+
+    def observe(self, call: Call, batch: Any) -> Call:
+        """What the teacher makes of the arguments of a call, its tensors free of gradients."""
+        raise NotImplementedError
+
+    def glimpse(self, call: Call, batch: Any) -> Call:
+        """The same once, before training, to see its shapes: it changes nothing and draws no random number."""
+        return self.observe(call, batch)
+
+    def close(self) -> None:
+        """Take all hooks away."""
+
+
+class Mirror(Asked):
+    """The student itself, for losses that compare its parts."""
+
+    def observe(self, call: Call, batch: Any) -> Call:
+        """The same call, without gradients."""
+        return call.detached()
+
+
+class NetworkTeacher(Asked):
+    """A model that never trains, whatever happens to the modules around it.
+
+    It is no child of the student: neither a checkpoint nor an optimizer nor a strategy ever sees it.
+
+    Args:
+        model: a module, or a whole LightningModule, of which the part is asked that has the name of the student's
+            network; it stays the caller's object, and is put into eval mode.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._network = model
+        self._watch: Watch | None = None
+        self._dropped: set[str] = set()
+
+    def connect(self, student: nn.Module, network: nn.Module) -> None:
+        """Find the part that answers.
+
+        Raises:
+            ConfigurationError: teacher and student are one, or have vocabularies that differ.
+        """
+        if hasattr(self.model, "training_step"):
+            name = next(name for name, module in student.named_modules() if module is network)
+            self._network = dict(self.model.named_modules()).get(name, self.model)
+        check_apart(self._network, network)
+        check_vocabulary(self._network, network)
+
+    def network(self, own: nn.Module) -> nn.Module:
+        """The part that answers."""
+        return self._network
+
+    def watch(self, places: Sequence[Place]) -> None:
+        """Look at these places."""
+        self._watch = Watch(self._network, places)
+
+    def close(self) -> None:
+        """Take all hooks away."""
+        if self._watch is not None:
+            self._watch.close()
+
+    def observe(self, call: Call, batch: Any) -> Call:
+        """Call the network with the arguments of the student's, labels left out.
+
+        Raises:
+            ConfigurationError: it cannot be called like that.
+        """
+        rest_(self._network)
+        with _no_gradients(self._network):
+            seen = self._called(call)
+        # What inference mode made cannot be saved for a backward; a copy can.
+        return seen.mapped(_outside)
+
+    def _called(self, call: Call) -> Call:
+        if self._watch is None:
+            self.watch(())
+        watch: Watch = self._watch  # type: ignore[assignment]
+        arguments, keywords = _cast((call.arguments, self._understood(call.keywords)), dtype_of(self._network))
+        with watch.recording() as calls:
+            try:
+                self._network(*arguments, **keywords)
+            except TypeError as error:
+                raise ConfigurationError(
+                    f"the teacher {type(self._network).__name__} cannot be called as the student is: {error}."
+                ) from error
+            return calls[0]
+
+    def _understood(self, keywords: Mapping[str, Any]) -> dict[str, Any]:
+        inputs, accepted = without_labels(keywords), _accepted(self._network)
+        unknown = set() if accepted is None else inputs.keys() - accepted
+        if not unknown <= self._dropped:
+            self._dropped |= unknown
+            warnings.warn(
+                f"the teacher {type(self._network).__name__} takes no {', '.join(sorted(unknown))}: called without.",
+                stacklevel=2,
+            )
+        return {name: value for name, value in inputs.items() if name not in unknown}
+
+
+class Peer(NetworkTeacher):
+    """A second student: both learn, each from the labels and from the other (deep mutual learning).
+
+    Its parameters train beside the student's optimizer, at its learning rate, and are kept in checkpoints under this
+    package's key; the student stays alone in ``state_dict``. Its own loss is cross-entropy with the labels that are
+    found, and the terms with the two in each other's place.
+
+    Args:
+        model: as for other teachers; it is trained.
+
+    Example:
+        >>> from lightning_compress import KnowledgeDistillation
+        >>> callback = KnowledgeDistillation(Peer(nn.Linear(8, 2)))
+    """
+
+    def glimpse(self, call: Call, batch: Any) -> Call:
+        """At rest."""
+        return super().observe(call, batch)
+
+    def observe(self, call: Call, batch: Any) -> Call:
+        """As it trains, with gradients."""
+        self._network.train()
+        arguments, keywords = pytree.tree_map_only(Tensor, Tensor.detach, (call.arguments, call.keywords))
+        return self._called(Call(arguments, keywords, None))
+
+
+def rest_(network: nn.Module) -> None:
+    """Put a network into eval mode if anything in it trains."""
+    if any(module.training for module in network.modules()):
+        network.eval()
+
+
+def place_(network: nn.Module, device: torch.device, dtype: torch.dtype | None) -> None:
+    """Move a network beside the student.
+
+    Args:
+        network: a teacher's.
+        device: where the student is.
+        dtype: of its numbers; ``None``, and always for a network with integers for weights, leaves them as they are.
+    """
+    is_plain = all(type(p.data) in {Tensor, nn.Parameter} and p.is_floating_point() for p in network.parameters())
+    if dtype is not None and is_plain:
+        network.to(device=device, dtype=dtype)
+    else:
+        network.to(device)
+
+
+def check_apart(teacher: nn.Module, student: nn.Module) -> None:
+    """Refuse a teacher that is the student.
+
+    Raises:
+        ConfigurationError: they share parameters.
+    """
+    if shares_parameters(teacher, student):
+        raise ConfigurationError(
+            "teacher and student are the same object, or share parameters: the teacher would learn with the student. "
+            "Write teacher='self' for a frozen copy as the student is when training starts, or copy.deepcopy(teacher)."
+        )
+
+
+def check_vocabulary(teacher: nn.Module, student: nn.Module) -> None:
+    """Refuse two networks that mean different tokens by the same numbers.
+
+    Raises:
+        ConfigurationError: their configurations name vocabularies of different sizes.
+    """
+    sizes = [_vocabulary(network) for network in (student, teacher)]
+    if None not in sizes and sizes[0] != sizes[1]:
+        raise ConfigurationError(
+            f"the student has a vocabulary of {sizes[0]} tokens and the teacher one of {sizes[1]}: they need the same "
+            "tokenizer, since both read the same token ids. If only the padding of the table differs, resize one by "
+            "resize_token_embeddings."
+        )
+
+
+def _vocabulary(network: nn.Module) -> int | None:
+    configs: list[Any] = [module.config for module in network.modules() if hasattr(module, "config")]
+    return next((config.vocab_size for config in configs if hasattr(config, "vocab_size")), None)
+
+
+def dtype_of(network: nn.Module) -> torch.dtype | None:
+    """Of the network's floating numbers."""
+    return next((p.dtype for p in network.parameters() if p.is_floating_point()), None)
+
+
+def _accepted(network: nn.Module) -> set[str] | None:
+    """Names of keyword arguments; ``None`` if the network takes any."""
+    parameters = inspect.signature(network.forward).parameters.values()
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return {parameter.name for parameter in parameters}
+
+
+def _cast(values: Any, dtype: torch.dtype | None) -> Any:
+    """Floating inputs in the network's own type, unless autocast sees to it."""
+    if dtype is None:
+        return values
+
+    def cast(tensor: Tensor) -> Tensor:
+        fits = not tensor.is_floating_point() or tensor.dtype == dtype or torch.is_autocast_enabled(tensor.device.type)
+        return tensor if fits else tensor.to(dtype)
+
+    return pytree.tree_map_only(Tensor, cast, values)
+
+
+def _no_gradients(network: nn.Module) -> AbstractContextManager[Any]:
+    """Inference mode, but for networks that are rebuilt or sharded around a call."""
+    plain = all(not isinstance(parameter, DTensor) for parameter in network.parameters())
+    return torch.inference_mode() if plain else torch.no_grad()
+
+
+def _outside(tensor: Tensor) -> Tensor:
+    return tensor.clone() if tensor.is_inference() else tensor.detach()
+
+
+def average_(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """One step of an exponential moving average: ``average = decay * average + (1 - decay) * network``.
+
+    Tarvainen & Valpola 2017 (arXiv 1703.01780), section 2; buffers are copied.
+
+    Args:
+        average: changed in place.
+        network: of the same class.
+        decay: in [0, 1).
+    """
+    with torch.no_grad():
+        for weight, new in zip(average.parameters(), network.parameters(), strict=True):
+            weight.lerp_(new.to(weight.dtype), 1.0 - decay)
+        for buffer, latest in zip(average.buffers(), network.buffers(), strict=True):
+            buffer.copy_(latest)
+
+
+def shares(weights: Sequence[float] | None, teachers: int) -> list[float]:
+    """The share of each teacher.
+
+    Raises:
+        ConfigurationError: as many positive numbers as there are teachers were expected.
+    """
+    if weights is None:
+        return [1.0 / teachers] * teachers
+    given = list(weights)
+    if len(given) != teachers or not all(isinstance(one, (int, float)) and one > 0 for one in given):
+        raise ConfigurationError(
+            f"teacher_weights={weights!r}: expected a positive number for each of {teachers} teachers."
+        )
+    return [one / sum(given) for one in given]

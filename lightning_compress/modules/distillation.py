@@ -1,0 +1,109 @@
+"""A student that brings its teacher along."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import pytorch_lightning as pl
+from torch import nn
+
+from lightning_compress.callbacks import KnowledgeDistillation
+from lightning_compress.core import ConfigurationError
+
+_CLASSES: dict[tuple[type, type], type] = {}  # by that of the wrapper and that of the student
+
+
+class DistillationModule:
+    """A LightningModule that is its student in everything, and trains it with a teacher.
+
+    It is of the student's own class, with the student's very attributes: parameters, hooks, optimizers, metrics,
+    logging, hyperparameters and the keys of checkpoints are the student's, and the student is trained when it is. What
+    it adds is a :class:`~lightning_compress.KnowledgeDistillation` among its ``configure_callbacks``. So students of
+    ``pytorch_lightning`` and of ``lightning.pytorch`` both work, each in the Trainer of its own package, and a
+    checkpoint loads into the student's class.
+
+    Args:
+        student: a LightningModule.
+        teacher: as for the callback, and so are the others.
+        losses: the terms; by default the callback's.
+        task_weight: of the student's own loss; by default the callback's.
+        settings: the callback's other settings.
+
+    Attributes:
+        student: the student alone.
+        distillation: the callback.
+
+    Raises:
+        ConfigurationError: the student is no LightningModule, or a setting cannot work.
+
+    Example:
+        >>> class Student(pl.LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.layer = nn.Linear(8, 2)
+        >>> module = DistillationModule(Student(), nn.Linear(8, 2))
+        >>> isinstance(module, Student), list(module.state_dict())
+        (True, ['layer.weight', 'layer.bias'])
+    """
+
+    __slots__ = ("distillation",)
+    distillation: KnowledgeDistillation
+
+    def __new__(cls, student: Any, *_: Any, **__: Any) -> Self:
+        """An instance of a class that has the student's as a parent."""
+        if isinstance(student, DistillationModule):
+            raise ConfigurationError("the student is a DistillationModule already; give several teachers as a list.")
+        if not isinstance(student, nn.Module) or not hasattr(student, "configure_callbacks"):
+            raise ConfigurationError(
+                f"DistillationModule(student={type(student).__name__}): expected a LightningModule; for a plain module "
+                "write one around it, or use TransformerModule."
+            )
+        module: Self = object.__new__(_class_for(cls, type(student)))
+        return module
+
+    def __init__(
+        self,
+        student: pl.LightningModule,
+        teacher: Any,
+        losses: Sequence[Any] | None = None,
+        task_weight: int | float | None = None,
+        **settings: Any,
+    ) -> None:
+        object.__setattr__(self, "__dict__", student.__dict__)
+        given = {"losses": losses, "task_weight": task_weight}
+        settings |= {name: value for name, value in given.items() if value is not None}
+        self.distillation = KnowledgeDistillation(teacher, **settings)
+
+    @property
+    def student(self) -> Any:
+        """The student, sharing all its attributes with this module."""
+        student_class = type(self).__mro__[2]
+        student: Any = object.__new__(student_class)
+        student.__dict__ = self.__dict__
+        return student
+
+    def configure_callbacks(self) -> list[Any]:
+        """The student's own, and the distillation."""
+        if self.trainer.state.fn == "fit":  # type: ignore[attr-defined]
+            self.distillation.prepare(self)  # type: ignore[arg-type]  # pruning may be set up before it
+        own = super().configure_callbacks()  # type: ignore[misc]
+        return [self.distillation, *(own if isinstance(own, (list, tuple)) else [own])]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by the student's class: the one that has it as a parent is made anew."""
+        return _blank, (type(self).__mro__[1], type(self).__mro__[2], self.distillation), self.__getstate__()
+
+
+def _class_for(cls: type, student_class: type) -> type[Any]:
+    if (cls, student_class) not in _CLASSES:
+        _CLASSES[cls, student_class] = type(
+            cls.__name__, (cls, student_class), {"__module__": __name__, "__slots__": ()}
+        )
+    return _CLASSES[cls, student_class]
+
+
+def _blank(cls: type, student_class: type, distillation: KnowledgeDistillation) -> Any:
+    module = object.__new__(_class_for(cls, student_class))
+    module.distillation = distillation
+    return module
