@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks import peers
 from benchmarks.distillation_data import Mixed
@@ -16,7 +15,13 @@ from benchmarks.fine_tuning import SENTENCES, dense, interval, judge, show
 from benchmarks.points import Points
 from examples.rotten_tomatoes import RottenTomatoes
 from lightning_compress import KnowledgeDistillation, TransformerModule
-from lightning_compress.distillation import AttentionMaps, HiddenStates, MiniLMRelations, SoftTargets
+from lightning_compress.distillation import (
+    AttentionMaps,
+    HiddenStates,
+    MiniLMRelations,
+    SoftTargets,
+    student_from_teacher,
+)
 
 TORCHDISTILL = "pip install --no-deps --target FOLDER torchdistill==1.1.5, and add FOLDER to PYTHONPATH"
 DATA, SEEDS, EPOCHS, LAYERS, LEARNING_RATE = "rt-3k", (0, 1, 2), 3, [1, 3, 5], 5e-5
@@ -34,11 +39,7 @@ METHODS = ("task loss only", *LOSSES, "torchdistill KD", *(f"{name}, unlabelled 
 
 def student(teacher: TransformerModule) -> TransformerModule:
     """Of the teacher's class, with some of its layers."""
-    module: TransformerModule = copy.deepcopy(teacher)
-    layers: Any = module.model.bert.encoder  # type: ignore[union-attr]
-    layers.layer = nn.ModuleList(layers.layer[place] for place in LAYERS)
-    module.model.config.num_hidden_layers = len(LAYERS)
-    return module.train()
+    return TransformerModule(student_from_teacher(teacher.model, LAYERS).train(), learning_rate=LEARNING_RATE)
 
 
 class OfTorchdistill(pl.LightningModule):
@@ -69,8 +70,8 @@ class OfTorchdistill(pl.LightningModule):
 def measure(method: str, seed: int) -> dict[str, float]:
     """One point: cut, train, evaluate."""
     teacher = dense(DATA, seed, learning_rate=LEARNING_RATE)
-    pl.seed_everything(seed, verbose=False)
     module = student(teacher)
+    pl.seed_everything(seed, verbose=False)
     name, _, more = method.partition(", ")
     callbacks = [KnowledgeDistillation(teacher, LOSSES[name], TASK)] if name in LOSSES else []
     settings: dict[str, Any] = {"training_sentences": SENTENCES[DATA], "seed": seed}

@@ -245,7 +245,8 @@ class Distiller:
         )
 
     def _logits_of(self, call: Call) -> Tensor | None:
-        logits = logits_in(call.output) if self._logits is None else picked(call.output, self._logits)
+        is_picked = self._logits is None or isinstance(call.output, Tensor)  # as that of a cache is
+        logits = logits_in(call.output) if is_picked else picked(call.output, self._logits)
         return None if logits is None else logits.float()
 
 

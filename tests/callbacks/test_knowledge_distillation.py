@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_compress import GradualPruning, KnowledgeDistillation, QuantizationAwareTraining
-from lightning_compress.distillation import Hint, LogitMSE, SoftTargets
+from lightning_compress.distillation import Hint, LogitCache, LogitMSE, SoftTargets
 from tests.callbacks.distilling import WAYS, teacher
 from tests.conformance.interruption import assert_bitwise_equal, everything, run_to_the_end, run_until
 from tests.conformance.tiny import Tiny, TinyOfLightning, fit, loader
@@ -289,3 +289,43 @@ def test_logs_each_term(tmp_path):
     )
     logged = run.logged_metrics
     assert logged["distillation/logit_mse_2"] == pytest.approx(2 * float(logged["distillation/logit_mse"]))
+
+
+class Dictionary(Tiny):
+    """Gives its logits under a name of its own, as does ``Answers``."""
+
+    def forward(self, features):
+        return {"answers": super().forward(features), "features": features}
+
+    def loss(self, batch):
+        return F.cross_entropy(self(batch[0])["answers"], batch[1])
+
+
+class Answers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = teacher()
+
+    def forward(self, features):
+        return {"answers": self.layer(features)}
+
+
+def test_logits_under_another_name_and_from_a_cache(tmp_path):
+    live = _losses(Answers(), loader(shuffle=False))
+    cache = LogitCache(tmp_path, loader().dataset, Answers(), logits="answers", dtype="float32")
+    cache.fill(loader(shuffle=False))
+    assert _losses(cache, cache.loader(loader(shuffle=False))) == pytest.approx(live, rel=1e-5)
+
+
+def _losses(one, batches):
+    found = []
+
+    class Look(pl.Callback):
+        def on_train_batch_end(self, run, pl_module, outputs, batch, batch_idx):
+            found.append(float(run.logged_metrics["distillation/logit_mse"]))
+
+    module = Dictionary()
+    module.body[2] = nn.Identity()
+    fit(module, KnowledgeDistillation(one, [LogitMSE()], logits="answers"), Look(), batches=batches)
+    assert len(found) == 16
+    return found

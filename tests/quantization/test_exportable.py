@@ -8,6 +8,7 @@ from lightning_compress.core import CompressionError, select
 from lightning_compress.quantization import Quantization, Settings
 from lightning_compress.quantization.activations import ActivationQuantizer
 from lightning_compress.quantization.exportable import make_exportable_
+from lightning_compress.quantization.operators import look_up
 from lightning_compress.quantization.weights import WeightQuantizer
 from tests.quantization.quantized import DEFAULTS, IDS, WAYS, Recurrent, bert, cnn, evaluated, mlp, quantize_, random
 
@@ -53,6 +54,14 @@ def test_layers_stay_what_their_parents_look_for():
 
 def _layers(model):
     return [(name, module) for name, module in model.named_modules() if "quantizer" not in name]
+
+
+@pytest.mark.parametrize("scale", [random(1).abs(), random(5, 1).abs()], ids=["one", "one an entry"])
+def test_entries_that_are_looked_up_are_their_stored_numbers_times_a_scale(scale):
+    values, indices = torch.arange(-10, 10, dtype=torch.int8).view(5, 4), torch.tensor([[4, 0, 0], [1, 2, 3]])
+    expected = (values.numpy().astype("float32") * scale.numpy())[indices.numpy()]
+    assert (look_up(indices, values, scale).numpy() == expected).all()
+    torch.library.opcheck(look_up, (indices, values, scale), test_utils=("test_schema", "test_faketensor"))
 
 
 def test_names_of_buffers_in_four_bits():
