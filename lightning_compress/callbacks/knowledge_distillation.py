@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-import math
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any, Literal
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -22,18 +18,22 @@ from lightning_compress.callbacks.hooks import AroundSteps, has_forward
 from lightning_compress.callbacks.optimizers import skipped_by_scaler
 from lightning_compress.callbacks.order import Stage
 from lightning_compress.callbacks.state import refuse_damage
-from lightning_compress.core import CheckpointError, CompressionError, ConfigurationError
+from lightning_compress.callbacks.student_copies import StudentCopies
+from lightning_compress.core import CompressionError, ConfigurationError
 from lightning_compress.distillation import DistillationLoss, SoftTargets
+from lightning_compress.distillation.arguments import (
+    DTYPES,
+    OneTeacher,
+    check_losses,
+    check_numbers,
+    check_student_alone,
+    listed,
+    shares,
+)
 from lightning_compress.distillation.base import Pick
 from lightning_compress.distillation.batch import Labels, has_labels, labels_of, plain_batch
 from lightning_compress.distillation.distiller import Distiller
-from lightning_compress.distillation.fingerprint import fingerprint
-from lightning_compress.distillation.teacher import Asked, Mirror, NetworkTeacher, average_, place_, shares
-
-OneTeacher = nn.Module | Asked | Literal["self", "ema"]
-
-_COPIES = ("self", "ema")
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from lightning_compress.distillation.teacher import Asked, Mirror, NetworkTeacher, average_, place_
 
 
 class KnowledgeDistillation(AttachedCallback, AroundSteps):
@@ -98,13 +98,12 @@ class KnowledgeDistillation(AttachedCallback, AroundSteps):
         self.backward = backward
         self.labels = labels
         self.logits = logits
-        _check_losses(losses, task_weight)
-        _check(ema_decay=ema_decay, backward=backward, teacher_dtype=teacher_dtype)
-        self._given = _listed(teacher)
-        _check_student_alone(losses, self._given)
+        check_losses(losses, task_weight)
+        check_numbers(ema_decay=ema_decay, backward=backward, teacher_dtype=teacher_dtype)
+        self._given = listed(teacher)
+        check_student_alone(losses, self._given)
         self._shares = shares(teacher_weights, len(self._given))
-        self._copies: dict[str, nn.Module] = {}  # of the student, for "self" and "ema"
-        self._copied: weakref.ref[nn.Module] | None = None
+        self.copies = StudentCopies(self._given)
         self._distiller: Distiller | None = None
         self._companion: CompanionOptimizer | None = None
         self._pending: Sequence[Mapping[str, Tensor]] | None = None  # moments of learned parts that are not built yet
@@ -120,7 +119,7 @@ class KnowledgeDistillation(AttachedCallback, AroundSteps):
     @property
     def stage(self) -> Stage | None:  # type: ignore[override]
         """Its place matters only until the student was copied."""
-        return Stage.DISTILL if set(_COPIES) & {*self._given} - self._copies.keys() else None
+        return None if self.copies.are_made else Stage.DISTILL
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """As for all; and there is one of its kind."""
@@ -133,17 +132,7 @@ class KnowledgeDistillation(AttachedCallback, AroundSteps):
 
     def prepare(self, model: nn.Module) -> None:
         """Copy the student for ``"self"`` and ``"ema"``, before pruning or quantization touch it."""
-        wanted = [one for one in self._given if isinstance(one, str)]
-        is_known = self._copied is not None and self._copied() is model
-        for name in wanted:
-            known = self._copies.get(name) if is_known else None
-            if known is None or known.state_dict().keys() != model.state_dict().keys():
-                self._copies[name] = _frozen_copy(model)
-        self._copied = weakref.ref(model)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A pickled callback belongs to no module."""
-        return {**self.__dict__, "_copied": None}
+        self.copies.make(model)
 
     @property
     def is_training(self) -> bool:
@@ -234,8 +223,7 @@ class KnowledgeDistillation(AttachedCallback, AroundSteps):
             "method": {
                 "learned": distiller.state_dict(),
                 "moments": list(moments or []),
-                "self": fingerprint(self._copies["self"]) if "self" in self._copies else None,
-                "ema": self._copies["ema"].state_dict() if "ema" in self._copies else None,
+                "copies": self.copies.state_dict(),
             },
         }
 
@@ -243,13 +231,7 @@ class KnowledgeDistillation(AttachedCallback, AroundSteps):
         method = state["method"]
         self._running().load_state_dict(method["learned"])
         self._pending = method["moments"]
-        if "ema" in self._copies and method["ema"] is not None:
-            self._copies["ema"].load_state_dict(method["ema"])
-        if "self" in self._copies and method["self"] != fingerprint(self._copies["self"]):
-            raise CheckpointError(
-                "teacher='self' was a copy of the module as it was when the run began, and the module was built with "
-                "other weights now: build it as before, or give that model by teacher=."
-            )
+        self.copies.load_state_dict(method["copies"])
 
     def _asked(self, one: OneTeacher | None, pl_module: pl.LightningModule, *, resumed: bool) -> Asked:
         if one is None:
@@ -258,11 +240,11 @@ class KnowledgeDistillation(AttachedCallback, AroundSteps):
             one.model.to(pl_module.device)
         if isinstance(one, Asked):
             return one
-        network: nn.Module = self._copies[one] if isinstance(one, str) else one
+        network: nn.Module = self.copies[one] if isinstance(one, str) else one
         if one == "ema" and not resumed:
             average_(network, pl_module, decay=0.0)
         own = next((p.dtype for p in pl_module.parameters() if p.is_floating_point()), None)
-        place_(network, pl_module.device, own if self.teacher_dtype is None else _DTYPES[self.teacher_dtype])
+        place_(network, pl_module.device, own if self.teacher_dtype is None else DTYPES[self.teacher_dtype])
         return NetworkTeacher(network)
 
     def _loss(self, module: pl.LightningModule, task: Tensor | None) -> Any:
@@ -308,8 +290,8 @@ class KnowledgeDistillation(AttachedCallback, AroundSteps):
             scaler: Any = getattr(trainer.precision_plugin, "scaler", None)
             scale = 1.0 if scaler is None else float(scaler.get_scale())
             self._companion.step(partial(trainer.strategy.reduce, reduce_op="mean"), scale)
-        if "ema" in self._copies:
-            average_(self._copies["ema"], trainer.lightning_module, self.ema_decay)
+        if "ema" in self.copies:
+            average_(self.copies["ema"], trainer.lightning_module, self.ema_decay)
 
     def _check_backwards(self) -> None:
         if 0 < self._backwards <= self.backward:
@@ -321,57 +303,6 @@ class KnowledgeDistillation(AttachedCallback, AroundSteps):
         if self._distiller is None:
             raise CompressionError("KnowledgeDistillation is not attached to a running fit; pass it to a Trainer.")
         return self._distiller
-
-
-def _listed(teacher: Any) -> list[OneTeacher | None]:
-    several = list(teacher) if isinstance(teacher, (list, tuple)) else [teacher]
-    for one in several:
-        if not isinstance(one, (nn.Module, Asked, str, type(None))) or (isinstance(one, str) and one not in _COPIES):
-            raise ConfigurationError(
-                f"teacher={one!r}: expected a module, a LogitCache, 'self', 'ema' or None, or a list of them."
-            )
-    if not several or any(one is other for place, one in enumerate(several) for other in several[:place]):
-        raise ConfigurationError(f"teacher={teacher!r}: give one teacher, or several that differ.")
-    return several
-
-
-def _check_losses(losses: Any, task_weight: Any) -> None:
-    if (
-        not isinstance(losses, (list, tuple))
-        or not losses
-        or not all(isinstance(one, DistillationLoss) for one in losses)
-    ):
-        raise ConfigurationError(
-            f"losses={losses!r}: expected a list of losses, such as [SoftTargets(temperature=2.0)]."
-        )
-    is_number = isinstance(task_weight, (int, float)) and not isinstance(task_weight, bool)
-    if not is_number or not 0 <= task_weight < math.inf:
-        raise ConfigurationError(f"task_weight={task_weight!r}: expected a number from 0.")
-    needing = [loss.name for loss in losses if not loss.is_label_free]
-    if task_weight == 0 and needing:
-        raise ConfigurationError(f"task_weight=0 is label-free, and {needing[0]} needs labels; choose another.")
-
-
-def _check_student_alone(losses: Sequence[DistillationLoss], teachers: Sequence[Any]) -> None:
-    for loss in losses:
-        if loss.needs_teacher and None in teachers:
-            raise ConfigurationError(f"teacher=None: {loss.name} compares with a teacher; give one.")
-        if not loss.needs_teacher and teachers != [None]:
-            raise ConfigurationError(f"{loss.name} compares parts of the student: write teacher=None.")
-
-
-def _check(ema_decay: Any, backward: Any, teacher_dtype: Any) -> None:
-    if not isinstance(ema_decay, float) or not 0 <= ema_decay < 1:
-        raise ConfigurationError(f"ema_decay={ema_decay!r}: expected a float in [0, 1).")
-    if type(backward) is not int or backward < 0:
-        raise ConfigurationError(f"backward={backward!r}: expected the place of a call of manual_backward, from 0.")
-    if teacher_dtype is not None and teacher_dtype not in _DTYPES:
-        raise ConfigurationError(f"teacher_dtype={teacher_dtype!r} is none of {', '.join(map(repr, _DTYPES))}.")
-
-
-def _frozen_copy(model: nn.Module) -> nn.Module:
-    copied: nn.Module = copy.deepcopy(model)
-    return copied.requires_grad_(False).eval()  # noqa: FBT003 (positional only)
 
 
 def _with_loss(output: Any, change: Callable[[Tensor], Any]) -> Any:

@@ -15,8 +15,9 @@ from lightning_compress.core import CheckpointError, ConfigurationError
 from lightning_compress.distillation.base import DistillationLoss, FeaturePair, Observation, Pick
 from lightning_compress.distillation.batch import IGNORED, Labels, inputs_of, labels_of, logits_in, mask_of, plain_batch
 from lightning_compress.distillation.indexed import IndexedBatch
+from lightning_compress.distillation.outermost import Outermost
 from lightning_compress.distillation.teacher import Asked, Mirror, Peer
-from lightning_compress.distillation.watch import Call, Outermost, Place, Watch, find, picked
+from lightning_compress.distillation.watch import Call, Place, Watch, find, picked
 
 _PATIENCE = 10
 
@@ -245,8 +246,10 @@ class Distiller:
         )
 
     def _logits_of(self, call: Call) -> Tensor | None:
-        is_picked = self._logits is None or isinstance(call.output, Tensor)  # as that of a cache is
-        logits = logits_in(call.output) if is_picked else picked(call.output, self._logits)
+        if self._logits is None or isinstance(call.output, Tensor):  # as that of a cache is
+            logits = logits_in(call.output)
+        else:
+            logits = picked(call.output, self._logits)
         return None if logits is None else logits.float()
 
 

@@ -15,7 +15,8 @@ from torch.utils import _pytree as pytree
 
 from lightning_compress.core import ConfigurationError
 from lightning_compress.distillation.batch import without_labels
-from lightning_compress.distillation.watch import Call, Place, Watch, shares_parameters
+from lightning_compress.distillation.fitting import check_apart, check_vocabulary
+from lightning_compress.distillation.watch import Call, Place, Watch
 
 
 class Asked:
@@ -185,39 +186,6 @@ def place_(network: nn.Module, device: torch.device, dtype: torch.dtype | None) 
         network.to(device)
 
 
-def check_apart(teacher: nn.Module, student: nn.Module) -> None:
-    """Refuse a teacher that is the student.
-
-    Raises:
-        ConfigurationError: they share parameters.
-    """
-    if shares_parameters(teacher, student):
-        raise ConfigurationError(
-            "teacher and student are the same object, or share parameters: the teacher would learn with the student. "
-            "Write teacher='self' for a frozen copy as the student is when training starts, or copy.deepcopy(teacher)."
-        )
-
-
-def check_vocabulary(teacher: nn.Module, student: nn.Module) -> None:
-    """Refuse two networks that mean different tokens by the same numbers.
-
-    Raises:
-        ConfigurationError: their configurations name vocabularies of different sizes.
-    """
-    sizes = [_vocabulary(network) for network in (student, teacher)]
-    if None not in sizes and sizes[0] != sizes[1]:
-        raise ConfigurationError(
-            f"the student has a vocabulary of {sizes[0]} tokens and the teacher one of {sizes[1]}: they need the same "
-            "tokenizer, since both read the same token ids. If only the padding of the table differs, resize one by "
-            "resize_token_embeddings."
-        )
-
-
-def _vocabulary(network: nn.Module) -> int | None:
-    configs: list[Any] = [module.config for module in network.modules() if hasattr(module, "config")]
-    return next((config.vocab_size for config in configs if hasattr(config, "vocab_size")), None)
-
-
 def dtype_of(network: nn.Module) -> torch.dtype | None:
     """Of the network's floating numbers."""
     return next((p.dtype for p in network.parameters() if p.is_floating_point()), None)
@@ -268,19 +236,3 @@ def average_(average: nn.Module, network: nn.Module, decay: float) -> None:
             weight.lerp_(new.to(weight.dtype), 1.0 - decay)
         for buffer, latest in zip(average.buffers(), network.buffers(), strict=True):
             buffer.copy_(latest)
-
-
-def shares(weights: Sequence[float] | None, teachers: int) -> list[float]:
-    """The share of each teacher.
-
-    Raises:
-        ConfigurationError: as many positive numbers as there are teachers were expected.
-    """
-    if weights is None:
-        return [1.0 / teachers] * teachers
-    given = list(weights)
-    if len(given) != teachers or not all(isinstance(one, (int, float)) and one > 0 for one in given):
-        raise ConfigurationError(
-            f"teacher_weights={weights!r}: expected a positive number for each of {teachers} teachers."
-        )
-    return [one / sum(given) for one in given]

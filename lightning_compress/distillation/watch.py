@@ -17,11 +17,11 @@ from torch.utils.hooks import RemovableHandle
 from lightning_compress.core import ConfigurationError
 from lightning_compress.distillation.base import Pick
 
-_COMPILED = "_orig_mod."  # what torch.compile puts into the names of everything below it
+COMPILED = "_orig_mod."  # what torch.compile puts into the names of everything below it
 Hook = TypeVar("Hook", bound=Callable[..., Any])
 
 
-def _untraced(hook: Hook) -> Hook:
+def untraced(hook: Hook) -> Hook:
     """Compiled along with its module a hook would record once and never again."""
     disabled: Hook = torch.compiler.disable(hook)
     return disabled
@@ -126,7 +126,7 @@ class Watch:
             if not tensor.is_inference():
                 self._versions[place] = tensor._version  # noqa: SLF001 (the documented way to notice a change in place)
 
-    @_untraced
+    @untraced
     def _end_of_call(
         self, network: nn.Module, arguments: tuple[Any, ...], keywords: Mapping[str, Any], output: Any
     ) -> None:
@@ -155,14 +155,14 @@ class _Seen:
     watch: Watch
     place: Place
 
-    @_untraced
+    @untraced
     def before(self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         values = [*arguments, *keywords.values()]
         if not values:
             raise ConfigurationError(f"{self.place.name!r} is called without an input.")
         self.watch.see(self.place, values[0])
 
-    @_untraced
+    @untraced
     def after(self, module: nn.Module, arguments: tuple[Any, ...], keywords: Mapping[str, Any], output: Any) -> None:
         self.watch.see(self.place, output)
 
@@ -173,7 +173,7 @@ def find(network: nn.Module, pattern: str) -> nn.Module:
     Raises:
         ConfigurationError: none, or several.
     """
-    modules: dict[str, nn.Module] = {name.replace(_COMPILED, ""): one for name, one in network.named_modules()}
+    modules: dict[str, nn.Module] = {name.replace(COMPILED, ""): one for name, one in network.named_modules()}
     if pattern in modules:
         return modules[pattern]
     matching = [name for name in modules if fnmatchcase(name, pattern)]
@@ -219,46 +219,3 @@ def _pick(value: Any, pick: Pick) -> Any:
     if callable(pick):
         return pick(value)
     return getattr(value, pick) if isinstance(pick, str) and not isinstance(value, Mapping) else value[pick]
-
-
-def shares_parameters(one: nn.Module, other: nn.Module) -> bool:
-    """Whether two modules have a parameter in common."""
-    own = {id(parameter) for parameter in one.parameters()}
-    return any(id(parameter) in own for parameter in other.parameters())
-
-
-class Outermost:
-    """Finds the module that is called first and from outside of all others, by watching all that have parameters.
-
-    Args:
-        root: below which to look; itself included.
-        on_first: called with the first one before it runs.
-    """
-
-    def __init__(self, root: nn.Module, on_first: Callable[[nn.Module], Any]) -> None:
-        self.found: list[nn.Module] = []
-        self._on_first = on_first
-        self._depth = 0
-        self._handles: list[RemovableHandle] = []
-        for name, module in root.named_modules():
-            # Inside a compiled module nothing is outermost, and a hook would be compiled along.
-            if _COMPILED not in f"{name}." and next(module.parameters(), None) is not None:
-                self._handles.append(module.register_forward_pre_hook(self._enter))
-                self._handles.append(module.register_forward_hook(self._leave, always_call=True))
-
-    @_untraced
-    def _enter(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        if self._depth == 0 and torch.is_grad_enabled() and not any(module is one for one in self.found):
-            self.found.append(module)
-            if len(self.found) == 1:
-                self._on_first(module)
-        self._depth += 1
-
-    @_untraced
-    def _leave(self, module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
-        self._depth -= 1
-
-    def close(self) -> None:
-        """Take the hooks away."""
-        while self._handles:
-            self._handles.pop().remove()

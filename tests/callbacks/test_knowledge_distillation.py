@@ -97,7 +97,7 @@ def test_a_moving_average_follows_the_student():
     fit(module, callback, Follow(), max_epochs=1)
     for state in states:
         expected = {name: 0.75 * value + 0.25 * state[name] for name, value in expected.items()}
-    for name, value in callback._copies["ema"].state_dict().items():
+    for name, value in callback.copies["ema"].state_dict().items():
         torch.testing.assert_close(value, expected[name])
 
 
@@ -117,8 +117,8 @@ def test_the_teacher_stays_what_it_was(make):
         assert not any(part._forward_hooks or part._forward_pre_hooks for part in one.modules())
         assert all(torch.equal(value, state[name]) for name, value in one.state_dict().items())
         assert all(parameter.grad is None for parameter in one.parameters())
-    if "self" in callback._copies:
-        assert all(torch.equal(value, before[name]) for name, value in callback._copies["self"].state_dict().items())
+    if "self" in callback.copies:
+        assert all(torch.equal(value, before[name]) for name, value in callback.copies["self"].state_dict().items())
 
 
 def test_nothing_of_it_stays_on_the_module(make):
@@ -263,7 +263,7 @@ def test_composes_with_pruning_and_quantization():
     ]
     fit(module, *callbacks, precision="bf16-mixed")
     assert (module.body[0].weight == 0).float().mean() > 0.5
-    assert not hasattr(callbacks[0]._copies["self"].body[0], "weight_quantizer")
+    assert not hasattr(callbacks[0].copies["self"].body[0], "weight_quantizer")
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # raised inside torch.compile

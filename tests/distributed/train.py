@@ -45,7 +45,7 @@ def ranges(model):
 def kept(callback):
     """What distillation trains beside a model: projections, a second student, a moving average."""
     state = callback._handover._kept["method"] if isinstance(callback, KnowledgeDistillation) else {}
-    return {**state.get("learned", {}), **(state.get("ema") or {})}
+    return {**state.get("learned", {}), **(state.get("copies", {}).get("ema") or {})}
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def test_composes_with_callbacks_of_the_trainer():
     module = DistillationModule(Tiny(), "self")
     fit(module, GradualPruning(0.75, start=2, end=8, every=3), EMAWeightAveraging())
     assert (module.student.body[0].weight == 0).float().mean() > 0.5
-    assert not (module.distillation._copies["self"].body[0].weight == 0).any()
+    assert not (module.distillation.copies["self"].body[0].weight == 0).any()
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
