@@ -5,9 +5,8 @@ from __future__ import annotations
 import copy
 import logging
 import os
-import tempfile
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -22,6 +21,7 @@ from lightning_compress.export.onnx import OPSET, check_opset, save_onnx, to_onn
 from lightning_compress.export.openvino import save_openvino
 from lightning_compress.export.parity import Array, Parity, compare, complaint, runtimes
 from lightning_compress.export.report import ExportReport
+from lightning_compress.export.tracing import Traced, trace
 from lightning_compress.quantization.attention import is_quantized_attention, register
 from lightning_compress.quantization.exportable import Contents, make_exportable_
 
@@ -77,6 +77,7 @@ def export(
         OSError: the disk is full, or the folder not writable; an older file of that name is left as it was.
 
     Example:
+        >>> import tempfile
         >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
         >>> report = export(model, Path(tempfile.mkdtemp()) / "model.onnx", torch.randn(4, 8))
         >>> report.parity[0].equal
@@ -90,11 +91,11 @@ def export(
     outputs = list(_outputs(plain, inputs))
     references = [_first(plain, batch) for batch in checked]
     contents = make_exportable_(plain)
-    graph = to_onnx(plain, inputs, outputs, sizes, opset=opset, four_bits=contents.four_bits)
+    traced = trace(plain, inputs, outputs, sizes)
     with written_aside(target) as aside:
-        _save(graph, aside, format)
+        quantized_inputs = _save(traced, aside, format, opset, contents.four_bits)
         parity = _parity(plain, aside, checked, references) if runtime_check else ()
-        report = _report(target, aside, contents, graph, parity)
+        report = _report(target, aside, contents, quantized_inputs, parity)
     _log.info("%s", report)
     for entry in parity[1:]:
         if what := complaint(entry, parity[0].largest_difference):
@@ -114,11 +115,10 @@ def _check(path: str | os.PathLike[str], format_: Any, opset: int, *, runtime_ch
         )
     if not target.parent.is_dir():
         raise ConfigurationError(f"path={str(path)!r}: there is no folder {str(target.parent)!r}; create it first.")
-    extra = "onnx" if format_ == "onnx" else "onnx,openvino"
-    for package in ("onnx", "onnxscript", *(["openvino"] if format_ == "openvino" else [])):
-        needed(package, extra=extra, purpose=f"format={format_!r}")
+    for package in ("onnx", "onnxscript") if format_ == "onnx" else ("openvino",):
+        needed(package, extra=format_, purpose=f"format={format_!r}")
     if runtime_check and format_ == "onnx":
-        needed("onnxruntime", extra=extra, purpose="runtime_check=True")
+        needed("onnxruntime", extra="onnx", purpose="runtime_check=True")
     return target
 
 
@@ -146,14 +146,14 @@ def _first(model: nn.Module, batch: Inputs) -> Array:
     return first
 
 
-def _save(graph: Any, path: Path, format_: Format) -> None:
-    if format_ == "onnx":
-        save_onnx(graph, path)
-        return
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        source = Path(folder) / "model.onnx"
-        save_onnx(graph, source)
-        save_openvino(source, path)
+def _save(traced: Traced, path: Path, format_: Format, opset: int, four_bits: Sequence[str]) -> int:
+    """Write the file; return how many quantizers of inputs it has."""
+    if format_ == "openvino":
+        operators = save_openvino(traced, path, opset=opset, four_bits=four_bits).get_ops()
+        return sum(operator.get_type_name() == "FakeQuantize" for operator in operators)
+    graph = to_onnx(traced, opset=opset, four_bits=four_bits)
+    save_onnx(graph, path)
+    return sum(node.op_type == "QuantizeLinear" for node in graph.graph)
 
 
 def _parity(model: nn.Module, path: Path, batches: list[Inputs], references: list[Array]) -> tuple[Parity, ...]:
@@ -164,12 +164,14 @@ def _parity(model: nn.Module, path: Path, batches: list[Inputs], references: lis
     return tuple(compare(name, run, feeds, references) for name, run in ways)
 
 
-def _report(target: Path, aside: Path, contents: Contents, graph: Any, parity: tuple[Parity, ...]) -> ExportReport:
+def _report(
+    target: Path, aside: Path, contents: Contents, quantized_inputs: int, parity: tuple[Parity, ...]
+) -> ExportReport:
     return ExportReport(
         path=target,
         bytes=sum(file.stat().st_size for file in aside.parent.iterdir()),
         stored_weights=len(contents.stored),
-        quantized_inputs=sum(node.op_type == "QuantizeLinear" for node in graph.graph),
+        quantized_inputs=quantized_inputs,
         dense=contents.dense,
         parity=parity,
     )

@@ -1,29 +1,23 @@
-"""A model with stored numbers, as an ONNX graph."""
+"""A traced model as an ONNX graph."""
 
 from __future__ import annotations
 
-import logging
-import re
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import nn
 
 from lightning_compress.core import CompressionError, ConfigurationError
 from lightning_compress.export.failures import reason
-from lightning_compress.export.inputs import Flat, Inputs, traceable
 from lightning_compress.export.kernels import fold_unread_
+from lightning_compress.export.tracing import ROOT, Traced, quiet
 from lightning_compress.quantization.operators import NAMESPACE
 
 OPSET = 21  # the first whose DequantizeLinear reads blocks and four bits
 NEWEST_OPSET = 25
 _WHOLE_FILE = 1_900_000_000  # bytes; a protobuf message ends at 2 GB, and the graph needs some too
-_FIXED_SIZE = re.compile(r"static shape .*\[(\d+)\]\.shape\[(\d+)\]")
 _DIRECTIONS = {1: "forward", 2: "bidirectional"}
 
 
@@ -40,22 +34,11 @@ def check_opset(opset: int) -> None:
         )
 
 
-def to_onnx(
-    model: nn.Module,
-    inputs: Inputs,
-    outputs: Sequence[str],
-    sizes: Mapping[str, Mapping[int, str]],
-    *,
-    opset: int,
-    four_bits: Sequence[str],
-) -> Any:
-    """Trace a model and translate it.
+def to_onnx(traced: Traced, *, opset: int, four_bits: Sequence[str]) -> Any:
+    """Translate a traced model.
 
     Args:
-        model: in its export form.
-        inputs: to trace with.
-        outputs: their names.
-        sizes: which sizes of which inputs are free, each with its name.
+        traced: in its export form.
         opset: of the file.
         four_bits: names of the model's buffers to store in four bits.
 
@@ -63,16 +46,14 @@ def to_onnx(
         An ``onnx_ir.Model``.
 
     Raises:
-        CompressionError: the model cannot be exported; says why.
+        CompressionError: ONNX has no form for an operator; says which.
     """
-    inputs = traceable(inputs, sizes)
-    with _quiet(), torch.no_grad():
-        traced = _trace(model, inputs, sizes)
+    with quiet(), torch.no_grad():
         try:
             program: Any = torch.onnx.export(
-                traced,
-                input_names=list(inputs.tensors),
-                output_names=list(outputs),
+                traced.program,
+                input_names=list(traced.inputs),
+                output_names=list(traced.outputs),
                 opset_version=opset,
                 dynamo=True,
                 verbose=False,
@@ -80,8 +61,8 @@ def to_onnx(
             )
         except Exception as error:
             why = reason(error.__cause__ or error)
-            raise CompressionError(f"{type(model).__name__} cannot be written as ONNX: {why}.") from error
-        _name_sizes(program, sizes)
+            raise CompressionError(f"{traced.name} cannot be written as ONNX: {why}.") from error
+        _name_sizes(program, traced.sizes)
         _pack(program.model, four_bits)
         return _tidied(program.model)
 
@@ -123,6 +104,11 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     def dequantize(values: Any, scale: Any, axis: int, block_size: int) -> Any:
         return op.DequantizeLinear(values, scale, axis=axis, block_size=block_size)
 
+    def look_up(indices: Any, values: Any, scale: Any) -> Any:
+        # Only the entries looked up become real numbers.
+        vectors = op.Cast(op.Gather(values, indices, axis=0), to=ir.DataType.FLOAT)
+        return op.Mul(vectors, scale if len(scale.shape) == 1 else op.Gather(scale, indices, axis=0))
+
     def recurrent(tensor: Any, weights: Sequence[Any], initial: Sequence[Any], kind: str) -> Any:
         directions, _, size = weights[1].shape
         settings = {"hidden_size": size, "direction": _DIRECTIONS[directions]}
@@ -141,39 +127,9 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     return {
         operators.quantize_dequantize.default: quantize_dequantize,
         operators.dequantize.default: dequantize,
+        operators.look_up.default: look_up,
         operators.recurrent.default: recurrent,
     }
-
-
-def _trace(model: nn.Module, inputs: Inputs, sizes: Mapping[str, Mapping[int, str]]) -> torch.export.ExportedProgram:
-    shapes = tuple(dict.fromkeys(sizes[name], torch.export.Dim.DYNAMIC) for name in inputs.tensors)
-    try:
-        return torch.export.export(
-            Flat(model, inputs).eval(),
-            tuple(inputs.tensors.values()),
-            dynamic_shapes=(shapes,),
-            strict=False,
-            prefer_deferred_runtime_asserts_over_guards=True,
-        )
-    except CompressionError:
-        raise
-    except Exception as error:
-        raise CompressionError(_refusal(model, error, inputs, sizes)) from error
-
-
-def _refusal(model: nn.Module, error: Exception, inputs: Inputs, sizes: Mapping[str, Mapping[int, str]]) -> str:
-    fixed = _FIXED_SIZE.search(str(error))
-    if fixed is None:
-        return f"{type(model).__name__} cannot be exported: {reason(error)}."
-    name, dimension = list(inputs.tensors)[int(fixed[1])], int(fixed[2])
-    left = {
-        key: {place: word for place, word in own.items() if (key, place) != (name, dimension)}
-        for key, own in sizes.items()
-    }
-    return (
-        f"{type(model).__name__} works for one size of dimension {dimension} of {name!r} alone, "
-        f"{inputs.tensors[name].shape[dimension]}: write dynamic={left}."
-    )
 
 
 def _name_sizes(program: Any, sizes: Mapping[str, Mapping[int, str]]) -> None:
@@ -189,7 +145,7 @@ def _pack(graph: Any, four_bits: Sequence[str]) -> None:
 
     kind = onnx_ir.DataType.INT4
     for name in four_bits:
-        value = graph.graph.initializers.get(f"model.{name}")
+        value = graph.graph.initializers.get(f"{ROOT}.{name}")
         if value is None:  # equal to another, which stands for both
             continue
         numbers = value.const_value.numpy().astype(kind.numpy())
@@ -209,21 +165,3 @@ def _tidied(graph: Any) -> Any:
     for value in tidied.model.graph.initializers.values():
         value.metadata_props.clear()
     return tidied.model
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what torch's exporter says to its own developers; and without fused attention, which does not export."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels, fused = [logger.level for logger in loggers], torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -126,7 +126,7 @@ def _onnxruntime(path: Path) -> tuple[str, Run]:
 
 
 def _openvino(path: Path) -> Iterator[tuple[str, Run]]:
-    openvino = needed("openvino", extra="onnx,openvino", purpose="format='openvino'")
+    openvino = needed("openvino", extra="openvino", purpose="format='openvino'")
     hint, version = "INFERENCE_PRECISION_HINT", openvino.__version__.split("-")[0]
     core = openvino.Core()
     for settings in ({hint: "f32"}, {}):

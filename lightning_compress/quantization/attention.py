@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,10 +30,15 @@ def attention_modules(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def attach_to_attention_(module: nn.Module, name: str, settings: Settings) -> None:
-    """Quantize the inputs of both matrix products of one attention module; ``settings`` has activation bits."""
+    """Quantize the inputs of both matrix products of one attention module; ``settings`` has activation bits.
+
+    All but the softmax are quantized symmetrically: runtimes multiply two tensors of integers only if one at most has a
+    zero point.
+    """
     register()
+    symmetric = replace(settings, activation_scheme="symmetric")
     for part in INPUTS:
-        quantizer = activation_quantizer(f"{name} ({part})", settings)
+        quantizer = activation_quantizer(f"{name} ({part})", settings if part == "softmax" else symmetric)
         if quantizer is not None:
             module.add_module(_child(part), quantizer)
     config: Any = module.config

@@ -1,4 +1,4 @@
-"""Operators that stand for stored numbers while a model is exported, each a single operator of ONNX.
+"""Operators that stand for stored numbers while a model is exported, each with a form of its own in every format.
 
 Torch's own fake-quantize operators do not export with dynamic shapes, and hide the integers; its recurrent layers do
 not export with a dynamic length. These compute the same numbers.
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_compress.quantization.grid import Grid, from_integers, to_integers
@@ -67,6 +68,25 @@ def dequantize(values: Tensor, scale: Tensor, axis: int, block_size: int) -> Ten
     return values.float() * scale
 
 
+@torch.library.custom_op(f"{NAMESPACE}::look_up", mutates_args=())
+def look_up(indices: Tensor, values: Tensor, scale: Tensor) -> Tensor:
+    """Entries of a table of stored numbers, as real ones.
+
+    Args:
+        indices: of the entries, any shape.
+        values: ``[entries, size]``, int8 or float8.
+        scale: float32; ``[1]``, or ``[entries, 1]``.
+
+    Returns:
+        float32, of the shape of ``indices`` and a dimension of ``size`` more.
+
+    Example:
+        >>> look_up(torch.tensor([1]), torch.tensor([[1, 2], [3, 4]], dtype=torch.int8), torch.tensor([[1.0], [0.5]]))
+        tensor([[1.5000, 2.0000]])
+    """
+    return F.embedding(indices, values).float() * (scale if scale.dim() == 1 else F.embedding(indices, scale))
+
+
 @torch.library.custom_op(f"{NAMESPACE}::recurrent", mutates_args=())
 def recurrent(
     tensor: Tensor, weights: Sequence[Tensor], initial: Sequence[Tensor], kind: str
@@ -108,6 +128,11 @@ def _(tensor: Tensor, *_: Any) -> Tensor:
 @dequantize.register_fake
 def _(values: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(values, dtype=torch.float32)
+
+
+@look_up.register_fake
+def _(indices: Tensor, values: Tensor, _: Any) -> Tensor:
+    return values.new_empty(*indices.shape, values.shape[1], dtype=torch.float32)
 
 
 @recurrent.register_fake

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from lightning_compress.core import CompressionError
 from lightning_compress.quantization.grid import Grid
-from lightning_compress.quantization.operators import GATES, dequantize, quantize_dequantize, recurrent
+from lightning_compress.quantization.operators import GATES, dequantize, look_up, quantize_dequantize, recurrent
 from lightning_compress.quantization.rows import Rows
 from lightning_compress.quantization.weights import Stored
 
@@ -134,16 +134,14 @@ class StoredTable(nn.Module):
     def __init__(self, stored: Stored, rows: Rows) -> None:
         super().__init__()
         self.register_buffer("values", rows.join(stored.values).contiguous())
-        self.register_buffer("scale", stored.scale.reshape(1 if rows.count == 1 else rows.shape[0], -1))
+        self.register_buffer("scale", stored.scale[0] if rows.count == 1 else stored.scale.reshape(rows.shape[0], -1))
 
     @override
     def forward(self, indices: Tensor) -> Tensor:
-        vectors = F.embedding(indices, self.values).float()
-        if len(self.scale) == 1:
-            return vectors * self.scale[0]
-        scale = F.embedding(indices, self.scale)
-        if scale.shape[-1] == 1:
-            return vectors * scale
+        if self.scale.shape[-1] == 1:
+            entries: Tensor = look_up(indices, self.values, self.scale)
+            return entries
+        vectors, scale = F.embedding(indices, self.values).float(), F.embedding(indices, self.scale)
         groups: Tensor = vectors.unflatten(-1, (scale.shape[-1], -1))
         return (groups * scale.unsqueeze(-1)).flatten(-2)
 
