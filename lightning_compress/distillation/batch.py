@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_compress.core import ConfigurationError
 from lightning_compress.distillation.indexed import IndexedBatch
@@ -23,6 +23,7 @@ LABELS = (
     "start_positions",
     "end_positions",
 )
+_SHIFT = "prepare_decoder_input_ids_from_labels"  # of transformers
 
 Labels = str | int | None
 
@@ -32,9 +33,23 @@ def plain_batch(batch: Any) -> Any:
     return batch.batch if isinstance(batch, IndexedBatch) else batch
 
 
-def without_labels(keywords: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments less those that are labels: a teacher needs none, and would compute a loss of its own."""
-    return {name: value for name, value in keywords.items() if name not in LABELS}
+def without_labels(keywords: Mapping[str, Any], network: nn.Module) -> dict[str, Any]:
+    """Keyword arguments less those that are labels: a teacher needs none, and would compute a loss of its own.
+
+    Args:
+        keywords: of a call.
+        network: to be called. In one of an encoder and a decoder the decoder reads its inputs off the labels: it gets
+            them.
+    """
+    inputs = {name: value for name, value in keywords.items() if name not in LABELS}
+    shift = _shift_of(network)
+    if (
+        shift is not None
+        and "labels" in keywords
+        and not inputs.keys() & {"decoder_input_ids", "decoder_inputs_embeds"}
+    ):
+        inputs["decoder_input_ids"] = shift(labels=keywords["labels"])
+    return inputs
 
 
 def labels_of(batch: Any, where: Labels) -> Tensor | None:
@@ -65,28 +80,44 @@ def labels_of(batch: Any, where: Labels) -> Tensor | None:
     return found if is_classes else None
 
 
-def inputs_of(batch: Any, where: Labels) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def inputs_of(batch: Any, where: Labels, network: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """What a network is called with, given a batch alone.
 
     Args:
         batch: a mapping: its entries are keyword arguments; a sequence: its first entries are positional ones.
         where: of the labels, as for :func:`labels_of`; of a sequence by default the last.
+        network: to be called.
 
     Returns:
         Positional and keyword arguments, labels left out.
     """
     if isinstance(batch, Mapping):
-        return (), {name: value for name, value in without_labels(batch).items() if name != where}
+        return (), {name: value for name, value in without_labels(batch, network).items() if name != where}
     if not isinstance(batch, (tuple, list)):
         return (batch,), {}
     left_out = len(batch) - 1 if where is None and len(batch) > 1 else where
     return tuple(value for place, value in enumerate(batch) if place != left_out), {}
 
 
-def mask_of(keywords: Mapping[str, Any]) -> Tensor | None:
-    """Which tokens count, ``[batch, tokens]``, if the call says."""
+def mask_of(keywords: Mapping[str, Any], network: nn.Module | None) -> Tensor | None:
+    """Which tokens of the output count, ``[batch, tokens]``, if a call says.
+
+    Args:
+        keywords: of the call.
+        network: that was called, if it is known. In one of an encoder and a decoder the mask of the decoder counts, or
+            its labels.
+    """
     mask = keywords.get("attention_mask")
+    if network is not None and _shift_of(network) is not None:
+        mask, labels = keywords.get("decoder_attention_mask"), keywords.get("labels")
+        if mask is None and isinstance(labels, Tensor):
+            mask = labels != IGNORED
     return mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None  # noqa: PLR2004
+
+
+def _shift_of(network: nn.Module) -> Any:
+    """What makes a decoder's inputs of its labels, in models of transformers that have both."""
+    return next((shift for one in network.modules() if (shift := getattr(one, _SHIFT, None)) is not None), None)
 
 
 def has_labels(labels: Tensor | None) -> bool:

@@ -103,7 +103,7 @@ def logits_for(call: Call, indices: NDArray[np.int64], found: Rows) -> Tensor:
 
 def _tokens(call: Call, own: Tensor | None, counts: NDArray[np.int64]) -> NDArray[np.bool_]:
     """``[samples, tokens]``: where the rows belong."""
-    mask = mask_of(call.keywords)
+    mask = mask_of(call.keywords, None)
     if mask is not None:
         return mask.cpu().numpy()
     length = int(counts.max()) if own is None or own.dim() != _BY_TOKEN else own.shape[1]

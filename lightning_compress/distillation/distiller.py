@@ -96,8 +96,9 @@ class Distiller:
 
     def call(self, batch: Any) -> None:
         """Call the network with the inputs of a batch, labels left out, in place of a training step."""
-        arguments, keywords = inputs_of(plain_batch(batch), self._labels)
-        (self.network or self.student)(*arguments, **keywords)
+        network = self.network or self.student
+        arguments, keywords = inputs_of(plain_batch(batch), self._labels, network)
+        network(*arguments, **keywords)
 
     def terms(self, batch: Any, *, step: int) -> dict[str, Tensor]:
         """The weighted terms for the calls recorded so far; call it inside :meth:`watching`.
@@ -237,7 +238,7 @@ class Distiller:
         if labels is None or self._labels is not None:
             labels = labels_of(plain_batch(batch), self._labels)
         indices = batch.indices if isinstance(batch, IndexedBatch) else None
-        shared = {"mask": mask_of(call.keywords), "labels": labels, "indices": indices}
+        shared = {"mask": mask_of(call.keywords, self.network), "labels": labels, "indices": indices}
         own = [call.features[_own(pair)].float() for pair in pairs]
         theirs = [answer.features[_theirs(pair)].float() for pair in pairs]
         return (
@@ -268,4 +269,5 @@ def _own(pair: FeaturePair) -> Place:
 
 
 def _theirs(pair: FeaturePair) -> Place:
-    return Place(pair.student if pair.teacher is None else pair.teacher, pair.of, pair.pick)
+    name = pair.student if pair.teacher is None else pair.teacher
+    return Place(name, pair.of, pair.pick if pair.teacher_pick is None else pair.teacher_pick)

@@ -200,12 +200,12 @@ class LogitCache(Asked):
         device = next((parameter.device for parameter in teacher.model.parameters()), torch.device("cpu"))
         with closing(teacher):
             for batch in loader:
-                inputs = inputs_of(batch.batch, self._labels)
+                inputs = inputs_of(batch.batch, self._labels, teacher.model)
                 arguments, keywords = pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), inputs)
                 output = teacher.observe(Call(arguments, keywords, None), batch).output
                 logits = logits_in(output) if self._logits is None else picked(output, self._logits)
                 samples = batch.on_host.tolist()
-                yield rows_of(logits, mask_of(keywords), samples, top_k=self._top_k, dtype=self._dtype)
+                yield rows_of(logits, mask_of(keywords, teacher.model), samples, top_k=self._top_k, dtype=self._dtype)
 
     def _find(self) -> int:
         """How many samples are there, once it is certain that they are these."""

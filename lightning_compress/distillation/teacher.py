@@ -128,7 +128,7 @@ class NetworkTeacher(Asked):
             return calls[0]
 
     def _understood(self, keywords: Mapping[str, Any]) -> dict[str, Any]:
-        inputs, accepted = without_labels(keywords), _accepted(self._network)
+        inputs, accepted = without_labels(keywords, self._network), _accepted(self._network)
         unknown = set() if accepted is None else inputs.keys() - accepted
         if not unknown <= self._dropped:
             self._dropped |= unknown

@@ -13,12 +13,22 @@ from pytorch_lightning.plugins import MixedPrecision
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
-from lightning_compress import GradualPruning, KnowledgeDistillation, QuantizationAwareTraining
-from lightning_compress.distillation import Hint, LogitCache, LogitMSE, SoftTargets
+from lightning_compress import GradualPruning, KnowledgeDistillation, QuantizationAwareTraining, TransformerModule
+from lightning_compress.distillation import AttentionMaps, Hint, LogitCache, LogitMSE, MiniLMRelations, SoftTargets
 from tests.callbacks.distilling import WAYS, teacher
 from tests.conformance.interruption import assert_bitwise_equal, everything, run_to_the_end, run_until
 from tests.conformance.tiny import Tiny, TinyOfLightning, fit, loader
+
+NO_LOADER = pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
 
 
 @pytest.fixture(params=WAYS)
@@ -329,3 +339,35 @@ def _losses(one, batches):
     fit(module, KnowledgeDistillation(one, [LogitMSE()], logits="answers"), Look(), batches=batches)
     assert len(found) == 16
     return found
+
+
+@NO_LOADER
+def test_an_encoder_and_decoder_reads_its_labels_but_the_teacher_is_asked_without():
+    def t5(layers):
+        sizes = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_heads": 2, "vocab_size": 20, "num_layers": layers}
+        return T5ForConditionalGeneration(T5Config(decoder_start_token_id=0, **sizes))
+
+    rows = [{"input_ids": torch.arange(1, 6), "attention_mask": torch.ones(5, dtype=torch.long)} for _ in range(4)]
+    batches = DataLoader([row | {"labels": torch.tensor([3, 4, -100])} for row in rows], 2)
+    for task_weight in (0.3, 0):
+        module = TransformerModule(t5(1), task="seq2seq", schedule="constant")
+        callback = KnowledgeDistillation(t5(2), [SoftTargets()], task_weight)
+        run = fit(module, callback, batches=batches, limit_val_batches=0)
+        assert run.logged_metrics["distillation/soft_targets"] > 0
+
+
+@NO_LOADER
+def test_a_fused_projection_of_the_teacher_is_picked_apart():
+    def bert():
+        sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+        return BertForSequenceClassification(BertConfig(vocab_size=20, **sizes))
+
+    def gpt2():
+        return GPT2ForSequenceClassification(GPT2Config(vocab_size=20, n_embd=8, n_layer=2, n_head=4, pad_token_id=0))
+
+    rows = [{"input_ids": torch.arange(1, 6), "labels": torch.tensor(1)} for _ in range(4)]
+    module = TransformerModule(bert(), schedule="constant")
+    losses = [AttentionMaps(layers=[1]), MiniLMRelations(heads=2)]
+    run = fit(module, KnowledgeDistillation(gpt2(), losses), batches=DataLoader(rows, 2), limit_val_batches=0)
+    assert run.logged_metrics["distillation/attention_maps"] > 0
+    assert run.logged_metrics["distillation/mini_lm_relations"] > 0

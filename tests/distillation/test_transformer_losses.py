@@ -230,6 +230,22 @@ def test_architectures_may_differ(loss):
     assert term > 0
 
 
+def test_each_network_is_cut_into_its_own_heads():
+    student, teacher = bert(1, 8, 2), gpt2(1, 8, 4).eval()
+    own, other = shown(AttentionMaps(), student, teacher, mask=MASK, input_ids=TOKENS)
+    assert [tuple(feature.shape) for feature in own.features] == [(3, 2, 5, 4)] * 2
+    assert [tuple(feature.shape) for feature in other.features] == [(3, 4, 5, 2)] * 2
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_decoders_may_leave_out_what_they_never_look_at(causal):
+    student, teacher = gpt2(1, 8, 2).eval(), gpt2(1, 8, 2).eval()
+    loss = AttentionMaps(causal=causal)
+    own, other = shown(loss, student, teacher, mask=MASK, input_ids=TOKENS)
+    scores = [functional.attention_scores(*seen.features) for seen in (own, other)]
+    close(loss(own, other), functional.attention_maps(*scores, MASK, causal=causal).item(), tolerance=1e-6)
+
+
 @pytest.mark.parametrize("loss", [HiddenStates(), AttentionMaps(), MiniLMRelations()], ids=repr)
 def test_padding_has_no_influence(loss):
     student, teacher = bert(1, 8, 2).eval(), bert(2, 8, 4).eval()

@@ -87,6 +87,6 @@ def _pooled(feature: Tensor, mask: Tensor | None) -> Tensor:
     if is_image(feature):
         return feature.mean((2, 3))
     if feature.dim() == 3 and mask is not None:  # noqa: PLR2004 (tokens)
-        counted = mask.to(feature.dtype).unsqueeze(-1)
-        return (feature * counted).sum(1) / counted.sum(1).clamp_min(1)
+        counted = mask.unsqueeze(-1)
+        return feature.masked_fill(~counted, 0.0).sum(1) / counted.sum(1).clamp_min(1)
     return feature.mean(tuple(range(1, feature.dim() - 1))) if feature.dim() > 2 else feature  # noqa: PLR2004
