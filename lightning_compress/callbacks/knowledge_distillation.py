@@ -7,7 +7,8 @@ from functools import cached_property, partial
 from typing import Any, Literal
 
 import pytorch_lightning as pl
-from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+from pytorch_lightning.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
@@ -33,7 +34,9 @@ from lightning_compress.distillation.arguments import (
 from lightning_compress.distillation.base import Pick
 from lightning_compress.distillation.batch import Labels, has_labels, labels_of, plain_batch
 from lightning_compress.distillation.distiller import Distiller
-from lightning_compress.distillation.teacher import Asked, Mirror, NetworkTeacher, average_, place_
+from lightning_compress.distillation.teacher import Asked, Mirror, NetworkTeacher, Peer, average_, placed
+
+_PATIENCE = 10
 
 
 class KnowledgeDistillation(AttachedCallback, AroundSteps):
@@ -99,7 +102,7 @@ class KnowledgeDistillation(AttachedCallback, AroundSteps):
         self.labels = labels
         self.logits = logits
         check_losses(losses, task_weight)
-        check_numbers(ema_decay=ema_decay, backward=backward, teacher_dtype=teacher_dtype)
+        check_numbers(ema_decay, backward, teacher_dtype, draw, network)
         self._given = listed(teacher)
         check_student_alone(losses, self._given)
         self._shares = shares(teacher_weights, len(self._given))
@@ -110,6 +113,7 @@ class KnowledgeDistillation(AttachedCallback, AroundSteps):
         self._handles: list[RemovableHandle] = []
         self._batch: Any = None
         self._backwards = 0  # calls of manual_backward in this step
+        self._without_backward = 0  # steps in a row
 
     @cached_property
     def state_key(self) -> str:
@@ -124,6 +128,10 @@ class KnowledgeDistillation(AttachedCallback, AroundSteps):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """As for all; and there is one of its kind."""
         others = [callback for callback in trainer.callbacks if isinstance(callback, AroundSteps)]  # type: ignore[attr-defined]
+        if is_param_in_hook_signature(pl_module.training_step, "dataloader_iter", explicit=True):
+            raise ConfigurationError(
+                "training_step(self, dataloader_iter) draws its own batches, unseen by distillation: take a batch."
+            )
         if len(others) > 1:
             raise ConfigurationError(
                 "Trainer(callbacks=[...]) has two KnowledgeDistillation: give all teachers to one."
@@ -138,6 +146,10 @@ class KnowledgeDistillation(AttachedCallback, AroundSteps):
     def is_training(self) -> bool:
         """Whether a fit is under way."""
         return self._distiller is not None
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Weights are loaded, on every rank alike: those are what the copies begin with."""
+        self.copies.begin(pl_module, resumed=self._handover.peek() is not None)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Weights are loaded: bring the teachers beside the student, and go on where a checkpoint stopped."""
@@ -156,6 +168,9 @@ class KnowledgeDistillation(AttachedCallback, AroundSteps):
             self._asked(one, pl_module, resumed=state is not None): share
             for one, share in zip(self._given, self._shares, strict=True)
         }
+        if state is None:
+            for peer in (one for one in asked if isinstance(one, Peer)):
+                peer.share(trainer.strategy.broadcast)
         self._distiller = Distiller(
             pl_module,
             asked,
@@ -190,9 +205,10 @@ class KnowledgeDistillation(AttachedCallback, AroundSteps):
     def loss_of_backward(self, module: pl.LightningModule, loss: Tensor) -> Tensor:
         """The loss of manual optimization, with the terms if it is the one that ``backward`` chooses."""
         self._backwards += 1
-        if self._distiller is None or self._backwards != self.backward + 1:
+        if self._distiller is None:
             return loss
-        joined: Tensor = self._loss(module, loss)
+        joined: Tensor = self._loss(module, loss) if self._backwards == self.backward + 1 else loss
+        self._distiller.forget()  # a backward frees what was recorded before it
         return joined
 
     def on_before_zero_grad(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer) -> None:
@@ -203,6 +219,9 @@ class KnowledgeDistillation(AttachedCallback, AroundSteps):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say what was done."""
         network = None if self._distiller is None else self._distiller.network
+        if network is None:
+            rank_zero_warn("KnowledgeDistillation: no network was ever called in training_step: nothing was distilled.")
+            return
         names = ", ".join(loss.name for loss in self.losses)
         rank_zero_info(f"KnowledgeDistillation: {type(network).__name__} was distilled by {names}.")
 
@@ -241,11 +260,9 @@ class KnowledgeDistillation(AttachedCallback, AroundSteps):
         if isinstance(one, Asked):
             return one
         network: nn.Module = self.copies[one] if isinstance(one, str) else one
-        if one == "ema" and not resumed:
-            average_(network, pl_module, decay=0.0)
         own = next((p.dtype for p in pl_module.parameters() if p.is_floating_point()), None)
-        place_(network, pl_module.device, own if self.teacher_dtype is None else DTYPES[self.teacher_dtype])
-        return NetworkTeacher(network)
+        dtype = own if self.teacher_dtype is None else DTYPES[self.teacher_dtype]
+        return NetworkTeacher(placed(network, pl_module.device, dtype))
 
     def _loss(self, module: pl.LightningModule, task: Tensor | None) -> Any:
         """The sum, or the module's own loss where there is nothing to add to it."""
@@ -294,6 +311,12 @@ class KnowledgeDistillation(AttachedCallback, AroundSteps):
             average_(self.copies["ema"], trainer.lightning_module, self.ema_decay)
 
     def _check_backwards(self) -> None:
+        self._without_backward = 0 if self._backwards else self._without_backward + 1
+        if self._without_backward >= _PATIENCE:
+            raise ConfigurationError(
+                f"{_PATIENCE} training steps never called self.manual_backward(loss), where the terms join: call it in "
+                "place of loss.backward()."
+            )
         if 0 < self._backwards <= self.backward:
             raise ConfigurationError(
                 f"backward={self.backward!r}: training_step calls manual_backward {self._backwards} times, from 0."
@@ -307,6 +330,11 @@ class KnowledgeDistillation(AttachedCallback, AroundSteps):
 
 def _with_loss(output: Any, change: Callable[[Tensor], Any]) -> Any:
     """What a training step returned, with another loss; a step that was skipped stays so."""
-    if isinstance(output, Mapping):
-        return {**output, "loss": change(output["loss"])}
-    return None if output is None else change(output)
+    if output is None:
+        return None
+    loss = output.get("loss") if isinstance(output, Mapping) else output
+    if not isinstance(loss, Tensor):
+        raise ConfigurationError(
+            f"training_step returned {type(output).__name__}: expected a tensor, a mapping with 'loss', or None."
+        )
+    return {**output, "loss": change(loss)} if isinstance(output, Mapping) else change(loss)

@@ -21,6 +21,7 @@ from lightning_compress.callbacks.state import refuse_damage
 from lightning_compress.core import CheckpointError, CompressionError, ConfigurationError, Target
 from lightning_compress.core.targets import as_patterns, is_sharded, select, skipped_layers
 from lightning_compress.quantization import Quantization, Settings
+from lightning_compress.quantization.attention import attention_modules
 from lightning_compress.quantization.settings import Granularity, Method, Scheme, WeightFormat
 
 _REFRESH_EVERY = 20  # optimizer steps after which percentile and MSE look at the weights again
@@ -129,6 +130,11 @@ class QuantizationAwareTraining(CompressionCallback):
             method=method,
             power_of_two=power_of_two,
         )
+        for argument, switch in {"fold_batchnorm": fold_batchnorm, "attention": attention}.items():
+            if not isinstance(switch, bool):
+                raise ConfigurationError(f"QuantizationAwareTraining({argument}={switch!r}): expected True or False.")
+        if attention and activation_bits is None:
+            raise ConfigurationError("attention=True quantizes inputs, and activation_bits=None leaves them: drop one.")
         for argument, patterns in {"include": include, "exclude": exclude}.items():
             as_patterns([] if patterns is None else patterns, argument)
         if overrides is not None and not (
@@ -155,6 +161,16 @@ class QuantizationAwareTraining(CompressionCallback):
         """The weights being quantized; none before the first fit."""
         return [] if self._quantization is None else self._quantization.targets
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """As for all; and there is one of its kind."""
+        alike = [one for one in trainer.callbacks if isinstance(one, QuantizationAwareTraining)]  # type: ignore[attr-defined]
+        if len(alike) > 1:
+            raise ConfigurationError(
+                "Trainer(callbacks=[...]) has two QuantizationAwareTraining: give one of them, and what differs by "
+                "layer as overrides={'*.layer.0.*': {'weight_bits': 4}}."
+            )
+        super().setup(trainer, pl_module, stage)
+
     def prepare(self, model: nn.Module) -> None:
         """Choose the layers and put quantizers on them; they show everything as it is until ``start``."""
         targets = select(model, include=self.include, exclude=self.exclude, recurrent=True)
@@ -163,6 +179,10 @@ class QuantizationAwareTraining(CompressionCallback):
             raise ConfigurationError(
                 f"QuantizationAwareTraining does not work on sharded parameters ({sharded[0]}, ...); use "
                 "Trainer(strategy='ddp')."
+            )
+        if self.attention and not attention_modules(model):
+            raise ConfigurationError(
+                f"attention=True: nothing in {type(model).__name__} computes attention by transformers' interface."
             )
         self._quantization = Quantization(
             model,

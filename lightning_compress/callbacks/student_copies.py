@@ -12,6 +12,7 @@ from torch import nn
 from lightning_compress.core import CheckpointError
 from lightning_compress.distillation.arguments import COPIES
 from lightning_compress.distillation.fingerprint import fingerprint
+from lightning_compress.distillation.teacher import average_
 
 
 class StudentCopies:
@@ -25,6 +26,7 @@ class StudentCopies:
         self._names = [one for one in wanted if isinstance(one, str) and one in COPIES]
         self._copies: dict[str, nn.Module] = {}
         self._original: weakref.ref[nn.Module] | None = None
+        self._are_new = False
 
     def __getstate__(self) -> dict[str, Any]:
         """A pickled copy has no original."""
@@ -41,12 +43,20 @@ class StudentCopies:
         """Whether all are there."""
         return all(name in self._copies for name in self._names)
 
+    def begin(self, model: nn.Module, *, resumed: bool) -> None:
+        """Training starts: new copies take the weights that are loaded by now, unless a run goes on."""
+        if self._are_new and not resumed:
+            for copied in self._copies.values():
+                average_(copied, model, decay=0.0)
+        self._are_new = False
+
     def make(self, model: nn.Module) -> None:
         """Copy a module, unless it is the one that was copied before and still has the same parts."""
         is_known = self._original is not None and self._original() is model
         for name in self._names:
             known = self._copies.get(name) if is_known else None
             if known is None or known.state_dict().keys() != model.state_dict().keys():
+                self._are_new = True
                 self._copies[name] = copy.deepcopy(model).requires_grad_(False).eval()  # noqa: FBT003 (positional only)
         self._original = weakref.ref(model)
 

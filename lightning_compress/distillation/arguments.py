@@ -44,8 +44,8 @@ def shares(weights: Sequence[float] | None, teachers: int) -> list[float]:
     """
     if weights is None:
         return [1.0 / teachers] * teachers
-    given = list(weights)
-    if len(given) != teachers or not all(isinstance(one, (int, float)) and one > 0 for one in given):
+    given = list(weights) if isinstance(weights, (list, tuple)) else []
+    if len(given) != teachers or not all(isinstance(one, (int, float)) and 0 < one < math.inf for one in given):
         raise ConfigurationError(
             f"teacher_weights={weights!r}: expected a positive number for each of {teachers} teachers."
         )
@@ -87,7 +87,7 @@ def check_student_alone(losses: Sequence[DistillationLoss], teachers: Sequence[A
             raise ConfigurationError(f"{loss.name} compares parts of the student: write teacher=None.")
 
 
-def check_numbers(ema_decay: Any, backward: Any, teacher_dtype: Any) -> None:
+def check_numbers(ema_decay: Any, backward: Any, teacher_dtype: Any, draw: Any, network: Any) -> None:
     """Refuse values out of range.
 
     Raises:
@@ -97,5 +97,9 @@ def check_numbers(ema_decay: Any, backward: Any, teacher_dtype: Any) -> None:
         raise ConfigurationError(f"ema_decay={ema_decay!r}: expected a float in [0, 1).")
     if type(backward) is not int or backward < 0:
         raise ConfigurationError(f"backward={backward!r}: expected the place of a call of manual_backward, from 0.")
-    if teacher_dtype is not None and teacher_dtype not in DTYPES:
+    if not isinstance(draw, bool):
+        raise ConfigurationError(f"draw={draw!r}: expected True or False.")
+    if network is not None and not isinstance(network, str):
+        raise ConfigurationError(f"network={network!r}: expected the name of a submodule, '' for the module itself.")
+    if teacher_dtype is not None and (not isinstance(teacher_dtype, str) or teacher_dtype not in DTYPES):
         raise ConfigurationError(f"teacher_dtype={teacher_dtype!r} is none of {', '.join(map(repr, DTYPES))}.")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_compress.core import ConfigurationError
@@ -97,6 +99,22 @@ def inputs_of(batch: Any, where: Labels, network: nn.Module) -> tuple[tuple[Any,
         return (batch,), {}
     left_out = len(batch) - 1 if where is None and len(batch) > 1 else where
     return tuple(value for place, value in enumerate(batch) if place != left_out), {}
+
+
+def named_arguments(network: nn.Module, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by name, also those given by position or inside a mapping."""
+    try:
+        named = inspect.signature(network.forward).bind(*arguments, **keywords).arguments
+    except (TypeError, ValueError):
+        named = dict(keywords)
+    inside = [value for value in named.values() if isinstance(value, Mapping)]
+    return {name: value for mapping in (*inside, named) for name, value in mapping.items()} | dict(keywords)
+
+
+def task_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy, the mean over what has a label; 0 where nothing has."""
+    total = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    return total / (labels != IGNORED).sum().clamp_min(1)
 
 
 def mask_of(keywords: Mapping[str, Any], network: nn.Module | None) -> Tensor | None:

@@ -8,12 +8,20 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_compress.core import CheckpointError, ConfigurationError
 from lightning_compress.distillation.base import DistillationLoss, FeaturePair, Observation, Pick
-from lightning_compress.distillation.batch import IGNORED, Labels, inputs_of, labels_of, logits_in, mask_of, plain_batch
+from lightning_compress.distillation.batch import (
+    Labels,
+    inputs_of,
+    labels_of,
+    logits_in,
+    mask_of,
+    named_arguments,
+    plain_batch,
+    task_loss,
+)
 from lightning_compress.distillation.indexed import IndexedBatch
 from lightning_compress.distillation.outermost import Outermost
 from lightning_compress.distillation.teacher import Asked, Mirror, Peer
@@ -62,6 +70,12 @@ class Distiller:
         self._steps_without_call: int | None = 0  # None once there was one
         if network is not None:
             self._connect(find(student, network))
+
+    @property
+    def _watched(self) -> Watch:
+        if self._watch is None:
+            raise ConfigurationError("no call of a network was recorded yet.")
+        return self._watch
 
     @property
     def network(self) -> nn.Module | None:
@@ -137,7 +151,20 @@ class Distiller:
         """Take :meth:`state_dict` back, when the parts are built."""
         self._pending = dict(state)
 
+    def forget(self) -> None:
+        """What was recorded so far has been used up: an earlier backward has freed it, say."""
+        if self._watch is not None:
+            self._watch.calls.clear()
+
     def _connect(self, network: nn.Module) -> Watch:
+        try:
+            self._watch = Watch(network, self._places(network), with_gradients=True)
+        except BaseException:
+            self.close()
+            raise
+        return self._watch
+
+    def _places(self, network: nn.Module) -> list[Place]:
         places = []
         for number, teacher in enumerate(self._teachers):
             teacher.connect(self.student, network)
@@ -151,8 +178,7 @@ class Distiller:
                 places += theirs
             else:
                 teacher.watch(theirs)
-        self._watch = Watch(network, places)
-        return self._watch
+        return places
 
     def _check_outermost(self) -> None:
         found = [] if self._outermost is None else self._outermost.found
@@ -187,6 +213,9 @@ class Distiller:
         parts: dict[str, nn.Module | None] = {}
         for number, teacher in enumerate(self._teachers):
             answer = teacher.glimpse(call, batch)
+            logits = self._logits_of(answer)
+            if logits is not None and not bool(logits.isfinite().all()):
+                raise ConfigurationError("the teacher's logits hold NaN or infinity: the student would become NaN too.")
             if isinstance(teacher, Peer):
                 parts[f"peer_{number}"] = teacher.model
             for name, loss in self._losses.items():
@@ -227,18 +256,19 @@ class Distiller:
             student, peer = self._observations(batch, call, answer, name, number)
             total = total + loss.weight * loss(peer, student, None)
         if peer.logits is not None and peer.labels is not None:
-            total = total + F.cross_entropy(peer.logits.flatten(0, -2), peer.labels.flatten(), ignore_index=IGNORED)
+            total = total + task_loss(peer.logits, peer.labels)
         return total
 
     def _observations(
         self, batch: Any, call: Call, answer: Call, name: str, number: int
     ) -> tuple[Observation, Observation]:
-        pairs = self._pairs[name, number]
-        labels = labels_of(call.keywords, None)
+        pairs, network = self._pairs[name, number], self._watched.network
+        named = named_arguments(network, call.arguments, call.keywords)
+        labels = labels_of(named, None)
         if labels is None or self._labels is not None:
             labels = labels_of(plain_batch(batch), self._labels)
         indices = batch.indices if isinstance(batch, IndexedBatch) else None
-        shared = {"mask": mask_of(call.keywords, self.network), "labels": labels, "indices": indices}
+        shared = {"mask": mask_of(named, network), "labels": labels, "indices": indices}
         own = [call.features[_own(pair)].float() for pair in pairs]
         theirs = [answer.features[_theirs(pair)].float() for pair in pairs]
         return (

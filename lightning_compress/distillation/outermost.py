@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_compress.distillation.watch import COMPILED, untraced
+from lightning_compress.core.hooks import untraced
+from lightning_compress.distillation.watch import COMPILED
 
 
 class Outermost:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -121,7 +122,9 @@ class NetworkTeacher(Asked):
         with watch.recording() as calls:
             try:
                 self._network(*arguments, **keywords)
-            except TypeError as error:
+            except torch.OutOfMemoryError:
+                raise
+            except (TypeError, ValueError, RuntimeError, NotImplementedError, IndexError) as error:
                 raise ConfigurationError(
                     f"the teacher {type(self._network).__name__} cannot be called as the student is: {error}."
                 ) from error
@@ -154,6 +157,10 @@ class Peer(NetworkTeacher):
         >>> callback = KnowledgeDistillation(Peer(nn.Linear(8, 2)))
     """
 
+    def share(self, broadcast: Callable[[Any], Any]) -> None:
+        """Begin alike on every rank; ``broadcast`` gives what the first one has."""
+        self.model.load_state_dict(broadcast(self.model.state_dict()))
+
     def glimpse(self, call: Call, batch: Any) -> Call:
         """At rest."""
         return super().observe(call, batch)
@@ -171,19 +178,21 @@ def rest_(network: nn.Module) -> None:
         network.eval()
 
 
-def place_(network: nn.Module, device: torch.device, dtype: torch.dtype | None) -> None:
-    """Move a network beside the student.
+def placed(network: nn.Module, device: torch.device, dtype: torch.dtype | None) -> nn.Module:
+    """A network beside the student.
 
     Args:
         network: a teacher's.
         device: where the student is.
         dtype: of its numbers; ``None``, and always for a network with integers for weights, leaves them as they are.
+
+    Returns:
+        The network itself, or a copy if its numbers change: the caller's keep their precision.
     """
     is_plain = all(type(p.data) in {Tensor, nn.Parameter} and p.is_floating_point() for p in network.parameters())
-    if dtype is not None and is_plain:
-        network.to(device=device, dtype=dtype)
-    else:
-        network.to(device)
+    if dtype is None or not is_plain or dtype_of(network) == dtype:
+        return network.to(device)
+    return copy.deepcopy(network).to(device=device, dtype=dtype)
 
 
 def dtype_of(network: nn.Module) -> torch.dtype | None:

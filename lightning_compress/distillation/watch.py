@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,16 +15,10 @@ from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 
 from lightning_compress.core import ConfigurationError
+from lightning_compress.core.hooks import untraced
 from lightning_compress.distillation.base import Pick
 
 COMPILED = "_orig_mod."  # what torch.compile puts into the names of everything below it
-Hook = TypeVar("Hook", bound=Callable[..., Any])
-
-
-def untraced(hook: Hook) -> Hook:
-    """Compiled along with its module a hook would record once and never again."""
-    disabled: Hook = torch.compiler.disable(hook)
-    return disabled
 
 
 @dataclass(frozen=True)
@@ -70,30 +64,31 @@ class Watch:
     Args:
         network: whose calls are recorded.
         places: inside it.
+        with_gradients: whether calls without gradients are passed over, as those for a metric.
 
     Raises:
         ConfigurationError: a place is not there.
     """
 
-    def __init__(self, network: nn.Module, places: Sequence[Place]) -> None:
+    def __init__(self, network: nn.Module, places: Sequence[Place], *, with_gradients: bool = False) -> None:
         self.network = network
+        self._with_gradients = with_gradients
         self.calls: list[Call] = []
         self._places = list(dict.fromkeys(places))
         self._features: dict[Place, Tensor] = {}
         self._versions: dict[Place, int] = {}
         self._recording = False
         self._handles: list[RemovableHandle] = []
+        seen = [(find(network, place.name), _Seen(self, place)) for place in self._places]  # before anything is changed
         self._in_place = [module for module in network.modules() if getattr(module, "inplace", False) is True]
         if self._places:
             for module in self._in_place:  # it would overwrite what was seen
                 module.inplace = False  # type: ignore[assignment]
-        for place in self._places:
-            module = find(network, place.name)
-            seen = _Seen(self, place)
-            if place.of == "input":
-                self._handles.append(module.register_forward_pre_hook(seen.before, with_kwargs=True))
+        for module, look in seen:
+            if look.place.of == "input":
+                self._handles.append(module.register_forward_pre_hook(look.before, with_kwargs=True))
             else:
-                self._handles.append(module.register_forward_hook(seen.after, with_kwargs=True))
+                self._handles.append(module.register_forward_hook(look.after, with_kwargs=True))
         self._handles.append(network.register_forward_hook(self._end_of_call, with_kwargs=True))
 
     def close(self) -> None:
@@ -130,7 +125,8 @@ class Watch:
     def _end_of_call(
         self, network: nn.Module, arguments: tuple[Any, ...], keywords: Mapping[str, Any], output: Any
     ) -> None:
-        if not self._recording:
+        if not self._recording or (self._with_gradients and not torch.is_grad_enabled()):
+            self._features = {}
             return
         unseen = [place.name for place in self._places if place not in self._features]
         if unseen:

@@ -31,8 +31,8 @@ class DistillationModule:
         settings: the callback's other settings.
 
     Attributes:
-        student: the student alone.
-        distillation: the callback.
+        unwrapped: the student alone.
+        knowledge_distillation: the callback.
 
     Raises:
         ConfigurationError: the student is no LightningModule, or a setting cannot work.
@@ -47,11 +47,13 @@ class DistillationModule:
         (True, ['layer.weight', 'layer.bias'])
     """
 
-    __slots__ = ("distillation",)
-    distillation: KnowledgeDistillation
+    __slots__ = ("knowledge_distillation",)
+    knowledge_distillation: KnowledgeDistillation
 
     def __new__(cls, student: Any, *_: Any, **__: Any) -> Self:
         """An instance of a class that has the student's as a parent."""
+        if hasattr(student, "_orig_mod"):
+            raise ConfigurationError("the student is compiled already: write torch.compile(DistillationModule(...)).")
         if isinstance(student, DistillationModule):
             raise ConfigurationError("the student is a DistillationModule already; give several teachers as a list.")
         if not isinstance(student, nn.Module) or not hasattr(student, "configure_callbacks"):
@@ -73,26 +75,35 @@ class DistillationModule:
         object.__setattr__(self, "__dict__", student.__dict__)
         given = {"losses": losses, "task_weight": task_weight}
         settings |= {name: value for name, value in given.items() if value is not None}
-        self.distillation = KnowledgeDistillation(teacher, **settings)
+        self.knowledge_distillation = KnowledgeDistillation(teacher, **settings)
 
     @property
-    def student(self) -> Any:
+    def unwrapped(self) -> Any:
         """The student, sharing all its attributes with this module."""
-        student_class = type(self).__mro__[2]
-        student: Any = object.__new__(student_class)
+        student: Any = object.__new__(_student_class(self))
         student.__dict__ = self.__dict__
         return student
 
     def configure_callbacks(self) -> list[Any]:
         """The student's own, and the distillation."""
         if self.trainer.state.fn == "fit":  # type: ignore[attr-defined]
-            self.distillation.prepare(self)  # type: ignore[arg-type]  # pruning may be set up before it
+            self.knowledge_distillation.prepare(self)  # type: ignore[arg-type]  # pruning may be set up before it
+            given = [one for one in self.trainer.callbacks if isinstance(one, KnowledgeDistillation)]  # type: ignore[attr-defined]
+            if any(one is not self.knowledge_distillation for one in given):
+                raise ConfigurationError(
+                    "the module is a DistillationModule, and Trainer(callbacks=[...]) has a KnowledgeDistillation too: "
+                    "give all teachers to one."
+                )
         own = super().configure_callbacks()  # type: ignore[misc]
-        return [self.distillation, *(own if isinstance(own, (list, tuple)) else [own])]
+        return [self.knowledge_distillation, *(own if isinstance(own, (list, tuple)) else [own])]
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by the student's class: the one that has it as a parent is made anew."""
-        return _blank, (type(self).__mro__[1], type(self).__mro__[2], self.distillation), self.__getstate__()
+        return _blank, (type(self).__bases__[0], _student_class(self), self.knowledge_distillation), self.__getstate__()
+
+
+def _student_class(module: DistillationModule) -> type:
+    return next(cls for cls in type(module).__mro__ if not issubclass(cls, DistillationModule))
 
 
 def _class_for(cls: type, student_class: type) -> type[Any]:
@@ -105,5 +116,5 @@ def _class_for(cls: type, student_class: type) -> type[Any]:
 
 def _blank(cls: type, student_class: type, distillation: KnowledgeDistillation) -> Any:
     module = object.__new__(_class_for(cls, student_class))
-    module.distillation = distillation
+    module.knowledge_distillation = distillation
     return module

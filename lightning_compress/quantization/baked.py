@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_compress.quantization.batchnorm import evaluated_weight, folded_norm
 from lightning_compress.quantization.layers import QuantizedLayer, quantizer_name
 from lightning_compress.quantization.rows import Rows
-from lightning_compress.quantization.stored import Stored, WeightQuantizer
+from lightning_compress.quantization.stored import Stored, WeightQuantizer, refuse_not_finite
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ def baked_weights(model: nn.Module) -> dict[str, BakedWeight]:
         for name, quantizer in _active_quantizers(layer):
             parameter = getattr(layer, name)
             seen = parameter if factor is None else evaluated_weight(layer)[0]
+            refuse_not_finite(seen, f"{path}.{name}" if path else name)
             stored = quantizer.store(quantizer.rows.cut(seen.detach()))
             found[f"{path}.{name}" if path else name] = BakedWeight(stored, quantizer.rows, factor, parameter.dtype)
     return found

@@ -7,6 +7,7 @@ its plain weight, for the statistics of the batch, and with the folded and quant
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,13 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lightning_compress.core.hooks import untraced
+
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _FOLDED = "_folded_batchnorm"  # on a convolution; a list, so that the norm does not become its child
 
 
 class PairFinder:
-    """Finds which batch normalization reads which convolution's output, and nothing else, in one ordinary batch.
+    """Finds which batch normalization reads which convolution's output, and nothing else, in ordinary batches.
+
+    A pair is one if each time that either runs the other does too, with nothing changed in place between them.
 
     Args:
         model: holds quantized convolutions.
@@ -28,8 +33,10 @@ class PairFinder:
 
     def __init__(self, model: nn.Module) -> None:
         self._names = {module: name for name, module in model.named_modules()}
-        self._outputs: dict[int, tuple[nn.Module, Tensor]] = {}  # the tensors kept, so that no address is used twice
-        self._pairs: dict[str, str] = {}
+        # With their versions; the tensors are kept, so that no address is used twice.
+        self._outputs: dict[int, tuple[nn.Module, Tensor, int]] = {}
+        self._runs: Counter[str] = Counter()
+        self._pairs: Counter[tuple[str, str]] = Counter()
         self._handles: list[RemovableHandle] = []
         for module in self._names:
             if isinstance(module, _CONVOLUTIONS) and hasattr(module, "weight_quantizer"):
@@ -46,20 +53,35 @@ class PairFinder:
         while self._handles:
             self._handles.pop().remove()
         self._outputs.clear()
-        return self._pairs
+        return {
+            convolution: norm
+            for (convolution, norm), times in self._pairs.items()
+            if times == self._runs[convolution] == self._runs[norm]
+        }
 
     def __deepcopy__(self, memo: Any) -> PairFinder:
         """A copy of the model made meanwhile is not watched."""
         return PairFinder(nn.Module())
 
+    @untraced
     def _left(self, module: nn.Module, args: Any, output: Tensor) -> None:
         if module in self._names:
-            self._outputs[id(output)] = (module, output)
+            self._runs[self._names[module]] += 1
+            self._outputs[id(output)] = (module, output, _version(output))
 
+    @untraced
     def _entered(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        convolution, output = self._outputs.pop(id(args[0]), (None, None)) if args else (None, None)
-        if convolution is not None and output is args[0]:
-            self._pairs[self._names[convolution]] = self._names[module]
+        if module not in self._names or not args:
+            return
+        self._runs[self._names[module]] += 1
+        convolution, output, version = self._outputs.pop(id(args[0]), (None, None, 0))
+        if convolution is not None and output is args[0] and _version(output) == version:
+            self._pairs[self._names[convolution], self._names[module]] += 1
+
+
+def _version(tensor: Tensor) -> int:
+    """How often it was changed in place, where that is counted."""
+    return 0 if tensor.is_inference() else tensor._version  # noqa: SLF001 (the documented way to notice a change)
 
 
 def fold_(model: nn.Module, pairs: Mapping[str, str]) -> None:

@@ -14,6 +14,7 @@ from lightning_compress.quantization.activations import ActivationQuantizer
 from lightning_compress.quantization.batchnorm import absorb_, is_folded
 from lightning_compress.quantization.layers import INPUT, quantizer_name
 from lightning_compress.quantization.rows import Rows
+from lightning_compress.quantization.stored import refuse_not_finite
 from lightning_compress.quantization.stored_layers import (
     BiasApart,
     DenseWeight,
@@ -109,6 +110,7 @@ def _store_weights_(
                 f"{path}{attribute} is not quantized yet: train until quantization has begun, or calibrate first."
             )
         weight: Tensor = absorb_(module) if is_folded(module) else getattr(module, attribute)
+        refuse_not_finite(weight, f"{path}{attribute}")
         stored = quantizer.store(quantizer.rows.cut(weight.detach()))
         numbers = _numbers(module, form, stored, quantizer.rows, tied=tied)
         module.add_module(key, numbers)
@@ -166,13 +168,13 @@ def _order_gates_(module: Any) -> None:
 
 
 def _spared(module: Any, stored: Stored, form: type[nn.Module] | None) -> type[nn.Module] | None:
-    """The form in which ONNX Runtime does not round what was never rounded in training."""
+    """The form that ONNX Runtime computes in integers, and in which it rounds nothing that training did not."""
+    if form is Product:
+        return ProductBiasApart
     is_number = stored.grid is None or stored.scale.shape[1] > 1
     bits = _BYTE if stored.grid is None else stored.grid.bits
     if not is_number and min(bits, module.get_submodule(INPUT).grid.bits) >= _BYTE:
         return form
-    if form is Product:
-        return ProductBiasApart
     if not isinstance(module, _CONVOLUTIONS) or (module.bias is None and not is_number):
         return None
     bias = torch.zeros(1) if module.bias is None else module.bias.detach()

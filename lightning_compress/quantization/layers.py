@@ -6,6 +6,7 @@ buffers, so no ``state_dict`` key comes, goes or moves. ``restore_`` gives the l
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch.nn.functional as F
@@ -142,6 +143,11 @@ _KINDS: tuple[tuple[type[nn.Module], type[QuantizedLayer]], ...] = (
 )
 
 
+_WEIGHT = re.compile("weight")
+_READ_BY_KIND = {
+    _Recurrent: re.compile(r"weight_.*"),
+    _MultiheadAttention: re.compile(r"in_proj_weight|[qkv]_proj_weight"),
+}
 _SUBCLASSES: dict[type[nn.Module], type[nn.Module]] = {}
 
 
@@ -165,6 +171,11 @@ def refuse_unsupported(module: nn.Module, name: str) -> None:
     if kind is None or base is None:
         raise TargetError(
             f"{name} belongs to a {type(module).__name__}, which quantization does not know; add exclude={name!r}."
+        )
+    attribute = name.rpartition(".")[2]
+    if not _READ_BY_KIND.get(kind, _WEIGHT).fullmatch(attribute):
+        raise TargetError(
+            f"{name} is read by {type(module).__name__} itself, past any quantizer; add exclude={name!r}."
         )
     own = getattr(module, "original", type(module))
     if own.forward is not base.forward:

@@ -25,6 +25,7 @@ from lightning_compress.quantization.batchnorm import PairFinder, evaluated_weig
 from lightning_compress.quantization.fused import close_fused_, open_fused_
 from lightning_compress.quantization.layers import QuantizedLayer, attach_, quantizer_name, refuse_unsupported, restore_
 from lightning_compress.quantization.settings import Settings
+from lightning_compress.quantization.stored import refuse_not_finite
 from lightning_compress.quantization.weights import WeightQuantizer, weight_quantizer
 
 _COMPILED = "_orig_mod."
@@ -109,7 +110,12 @@ class Quantization:
             quantizer.watching = True
 
     def activate_(self, reduce_max: Callable[[Tensor], Tensor]) -> None:
-        """Quantize from now on, within what was watched; ``reduce_max`` takes the largest over ranks."""
+        """Quantize from now on, within what was watched; ``reduce_max`` takes the largest over ranks.
+
+        Raises:
+            CompressionError: a weight holds NaN or infinity.
+        """
+        self._refuse_not_finite()
         self._stop_finding()
         self._switch_on()
         self._refresh()
@@ -126,7 +132,12 @@ class Quantization:
             self._refresh()
 
     def freeze_(self) -> None:
-        """Ranges of activations, and the statistics of folded batch normalization, stay from now on."""
+        """Ranges of activations, and the statistics of folded batch normalization, stay from now on.
+
+        Raises:
+            CompressionError: a weight holds NaN or infinity.
+        """
+        self._refuse_not_finite()
         self.phase = "frozen"
         for quantizer in self.inputs:
             quantizer.watching = False
@@ -137,6 +148,10 @@ class Quantization:
         if self.phase == "frozen":
             freeze_statistics_(self.model, frozen=False)
             self._switch_on()
+
+    def _refuse_not_finite(self) -> None:
+        for target in self.targets:
+            refuse_not_finite(target.parameter, target.name)
 
     def settle_(self) -> None:
         """Learned values were moved by an optimizer; keep them where they make sense."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_compress.core import CompressionError
 from lightning_compress.quantization.grid import SMALLEST_SCALE, Grid
 from lightning_compress.quantization.held import HoldsTensors
 from lightning_compress.quantization.rows import Rows
@@ -37,6 +38,16 @@ class Stored(NamedTuple):
         if self.scale.shape[1] == 1:
             return values * self.scale
         return values * torch.where(values < 0, self.scale[:, :1], self.scale[:, 1:])
+
+
+def refuse_not_finite(weight: Tensor, name: str) -> None:
+    """Refuse a weight with a NaN or an infinity.
+
+    Raises:
+        CompressionError: names it.
+    """
+    if not bool(weight.isfinite().all()):
+        raise CompressionError(f"{name} holds NaN or infinity: it has no range; training has diverged, perhaps.")
 
 
 class WeightQuantizer(HoldsTensors):

@@ -168,7 +168,8 @@ class Product(nn.Module):
 class ProductBiasApart(Product):
     """The same for matrices whose bias ONNX Runtime would make integers of; see :class:`BiasApart`.
 
-    It does so where a sum follows a product of two matrices at once, so such a product has a dimension more.
+    It does so where a sum follows a product of two matrices at once, or computes both in floating point, the weight
+    dequantized anew each time. So such a product has a dimension more.
     """
 
     @override

@@ -22,7 +22,13 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from lightning_compress import GradualPruning, KnowledgeDistillation, QuantizationAwareTraining, TransformerModule
+from lightning_compress import (
+    GradualPruning,
+    KnowledgeDistillation,
+    QuantizationAwareTraining,
+    TransformerModule,
+    convert,
+)
 from lightning_compress.distillation import AttentionMaps, Hint, LogitCache, LogitMSE, MiniLMRelations, SoftTargets
 from tests.callbacks.distilling import WAYS, teacher
 from tests.conformance.interruption import assert_bitwise_equal, everything, run_to_the_end, run_until
@@ -371,3 +377,18 @@ def test_a_fused_projection_of_the_teacher_is_picked_apart():
     run = fit(module, KnowledgeDistillation(gpt2(), losses), batches=DataLoader(rows, 2), limit_val_batches=0)
     assert run.logged_metrics["distillation/attention_maps"] > 0
     assert run.logged_metrics["distillation/mini_lm_relations"] > 0
+
+
+@pytest.mark.parametrize("to", ["torchao-int8", "bitsandbytes-nf4", "bitsandbytes-int8"])
+def test_a_teacher_of_few_bits(to):
+    dense = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 2))
+    small = convert(dense, to, include="*")
+    run = fit(Tiny(), KnowledgeDistillation(small, [LogitMSE()]))
+    assert run.logged_metrics["distillation/logit_mse"].isfinite()
+
+
+def test_a_teacher_of_another_type_than_the_student():
+    one = teacher()
+    run = fit(Tiny(), KnowledgeDistillation(one, [LogitMSE(), Hint([("body.3", "0")])], teacher_dtype="bfloat16"))
+    assert one[0].weight.dtype == torch.float32, "a copy was cast"
+    assert run.logged_metrics["distillation/hint"].isfinite()

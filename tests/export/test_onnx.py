@@ -2,6 +2,7 @@ import copy
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto
@@ -339,3 +340,59 @@ def test_numbers_beyond_one_file_stand_beside_it(tmp_path, monkeypatch):
 def test_sizes_are_free_only_where_asked(tmp_path):
     path = exported(mlp(), VECTORS, tmp_path, dynamic={})
     assert [size.dim_value for size in onnx.load(path).graph.input[0].type.tensor_type.shape.dim] == [8, 64]
+
+
+class EncoderDecoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words, self.head = nn.Embedding(20, 8), nn.Linear(8, 5)
+
+    def forward(self, input_ids, attention_mask, decoder_input_ids):
+        read = (self.words(input_ids) * attention_mask[..., None]).sum(1, keepdim=True)
+        return self.head(self.words(decoder_input_ids) + read)
+
+
+def sequences(batch, read, written):
+    words = torch.arange(batch * (read + written)).view(batch, -1) % 20
+    return {
+        "input_ids": words[:, :read],
+        "attention_mask": torch.ones(batch, read, dtype=torch.long),
+        "decoder_input_ids": words[:, read:],
+    }
+
+
+def names_of_sizes(path):
+    return {
+        value.name: [size.dim_param for size in value.type.tensor_type.shape.dim]
+        for value in onnx.load(path).graph.input
+    }
+
+
+def test_sizes_that_differ_have_names_of_their_own(tmp_path):
+    model = EncoderDecoder()
+    path = exported(model, sequences(3, 6, 4), tmp_path)
+    assert names_of_sizes(path) == {
+        "input_ids": ["batch", "input_ids_length"],
+        "attention_mask": ["batch", "input_ids_length"],
+        "decoder_input_ids": ["batch", "decoder_input_ids_length"],
+    }
+    others = sequences(2, 3, 7)
+    np.testing.assert_allclose(run(path, **others), evaluated(model, *others.values()), atol=1e-5)
+
+
+def test_sizes_that_agree_share_their_names(tmp_path):
+    path = exported(EncoderDecoder(), sequences(3, 6, 6), tmp_path)
+    assert set(map(tuple, names_of_sizes(path).values())) == {("batch", "length")}
+
+
+def test_matrices_are_multiplied_in_integers_by_onnx_runtime(tmp_path):
+    model = mlp()
+    quantize_(model, VECTORS, include="*")
+    path = exported(model, VECTORS, tmp_path)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    kinds = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert not {"Gemm", "MatMul"} & set(kinds), "computed in floating point"
+    assert any("Integer" in kind or kind.startswith("Q") for kind in kinds)

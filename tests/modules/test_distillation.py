@@ -64,8 +64,8 @@ def test_is_the_student_in_everything(tmp_path):
     again = Student.load_from_checkpoint(tmp_path / "student.ckpt")
     assert again.hparams.width == 5
     assert torch.equal(again.head.weight, student.head.weight)
-    assert type(module.student) is Student
-    assert module.student.head is student.head
+    assert type(module.unwrapped) is Student
+    assert module.unwrapped.head is student.head
 
 
 @pytest.mark.parametrize(("package", "cls"), PACKAGES)
@@ -92,8 +92,8 @@ def test_resumes_bitwise(tmp_path):
 def test_composes_with_callbacks_of_the_trainer():
     module = DistillationModule(Tiny(), "self")
     fit(module, GradualPruning(0.75, start=2, end=8, every=3), EMAWeightAveraging())
-    assert (module.student.body[0].weight == 0).float().mean() > 0.5
-    assert not (module.distillation.copies["self"].body[0].weight == 0).any()
+    assert (module.unwrapped.body[0].weight == 0).float().mean() > 0.5
+    assert not (module.knowledge_distillation.copies["self"].body[0].weight == 0).any()
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])

@@ -118,3 +118,48 @@ def test_keys_stay_and_copies_fold_apart(block):
     again.eval()
     assert torch.equal(again(IMAGES), block(IMAGES))
     second.advance_(alone, refresh_every=20)
+
+
+class Wired(nn.Module):
+    """A convolution and normalizations, wired in ways in which they are no pair."""
+
+    def __init__(self, wiring):
+        super().__init__()
+        self.wiring = wiring
+        self.conv, self.other = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.norm, self.second = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        if self.wiring == "changed in place between":
+            return self.norm(self.conv(x).relu_())
+        if self.wiring == "sum in place":
+            out = self.conv(x)
+            out += x
+            return self.norm(out)
+        if self.wiring == "one convolution, two normalizations":
+            return self.norm(self.conv(x)) + self.second(self.conv(x * 2))
+        return self.norm(self.conv(x)) + self.norm(self.other(x))
+
+
+@pytest.mark.parametrize(
+    "wiring",
+    [
+        "changed in place between",
+        "sum in place",
+        "one convolution, two normalizations",
+        "two convolutions, one normalization",
+    ],
+)
+def test_what_is_no_pair_is_not_folded(wiring):
+    model = Wired(wiring)
+    images = torch.randn(8, 4, 9, 9, generator=torch.Generator().manual_seed(1))
+    quantized(model, [images], include="conv.weight")
+    assert not is_folded(model.conv)
+
+
+def test_a_compiled_network_is_folded_too():
+    torch.compiler.reset()
+    block = torch.compile(Block(bias=True), backend="eager")
+    model = nn.Sequential(block)
+    quantized(model, [IMAGES], include="*conv.weight")
+    assert is_folded(model[0].conv)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 from transformers.pytorch_utils import Conv1D
 
-from lightning_compress import TargetError
+from lightning_compress import CompressionError, TargetError
 from tests.quantization.models import call, quantized
 
 
@@ -228,3 +228,18 @@ def test_tied_weights_stay_tied_and_are_read_alike(include):
     assert max(len(row.unique()) for row in model[1].quantized()) <= 3
     call(model, [ids]).sum().backward()
     assert model[0].weight.grad is not None
+
+
+def test_parameters_that_a_layer_reads_past_any_quantizer():
+    attention = nn.MultiheadAttention(8, 2, add_bias_kv=True)
+    with pytest.raises(TargetError, match=r"bias_k is read by MultiheadAttention itself.*exclude='bias_k'"):
+        quantized(attention, [torch.randn(3, 2, 8)] * 1, include=["bias_k"])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_without_a_range(value):
+    model = nn.Sequential(nn.Linear(8, 6))
+    with torch.no_grad():
+        model[0].weight[2, 3] = value
+    with pytest.raises(CompressionError, match=r"0\.weight holds NaN or infinity"):
+        quantized(model, [SEQUENCE[0, :, :8]], include="*")

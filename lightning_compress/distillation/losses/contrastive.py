@@ -30,7 +30,9 @@ class Contrastive(DistillationLoss):
     Args:
         pairs: features to compare, as for :class:`~lightning_compress.distillation.losses.Hint`; ``None`` for the
             logits. The paper takes the input of the last layer.
-        bank: how many other samples are remembered; their embeddings take ``8 bank size`` bytes.
+        bank: how many other samples are remembered; their embeddings take ``8 bank size`` bytes. Choose fewer than the
+            data set has: else a sample's own past is one of the others, unless the loader is that of a ``LogitCache``,
+            which says which samples a batch holds. The paper takes 16384 of ImageNet.
         size: of the embeddings, at least 2.
         temperature: above 0; the lower, the more the closest others count.
         weight: factor of the term.
@@ -43,7 +45,7 @@ class Contrastive(DistillationLoss):
         self,
         pairs: Pairs | None = None,
         *,
-        bank: int = 16384,
+        bank: int = 1024,
         size: int = 128,
         temperature: float = 0.07,
         weight: float = 0.8,

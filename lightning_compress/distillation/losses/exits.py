@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_compress.core import ConfigurationError
 from lightning_compress.distillation import functional
 from lightning_compress.distillation.base import DistillationLoss, FeaturePair, Observation, logits_of, positive
+from lightning_compress.distillation.batch import task_loss
 from lightning_compress.distillation.losses.arguments import share
 from lightning_compress.distillation.losses.projection import generator, is_image, linear, width_of
 
@@ -77,7 +77,7 @@ class DeepToShallow(DistillationLoss):
         for classifier, feature in zip(learned, student.features, strict=True):
             logits = classifier(_pooled(feature, student.mask))
             soft = functional.soft_targets(logits, deepest, temperature=self.temperature)
-            hard = 0.0 if labels is None else F.cross_entropy(logits, labels)
+            hard = 0.0 if labels is None else task_loss(logits, labels)
             total = total + self.alpha * soft + (1 - self.alpha) * hard
         return total / len(self.layers)
 

@@ -44,7 +44,10 @@ class SoftTargets(DistillationLoss):
     def __call__(self, student: Observation, teacher: Observation, learned: Any = None) -> Tensor:
         """See :class:`DistillationLoss`."""
         formula = functional.standardized_logits if self.standardize else functional.soft_targets
-        return formula(*counted_logits(self, student, teacher), temperature=self.temperature)
+        logits = counted_logits(self, student, teacher)
+        if logits[0].shape[-1] == 1:
+            raise ConfigurationError("SoftTargets of one logit are always 0, whatever it is: choose LogitMSE.")
+        return formula(*logits, temperature=self.temperature)
 
 
 class LogitMSE(DistillationLoss):
@@ -154,6 +157,11 @@ def counted_logits(owner: object, student: Observation, teacher: Observation) ->
         ConfigurationError: no logits, or a mask of another shape.
     """
     own, other = (logits_of(observation, type(owner).__name__) for observation in (student, teacher))
+    if own.ndim == 4:  # noqa: PLR2004
+        raise ConfigurationError(
+            f"{type(owner).__name__}: the logits have shape {list(own.shape)}; classes must come last: write "
+            "KnowledgeDistillation(logits=lambda output: output.movedim(1, -1)) for maps of classes."
+        )
     if own.ndim != 3 or own.shape != other.shape:  # noqa: PLR2004 (the formula tells what does not fit)
         return own, other
     mask = check_mask(student.mask, own.shape[0], own.shape[1])
