@@ -12,7 +12,7 @@ from lightning_compress.core import CheckpointError
 
 
 class CompanionOptimizer:
-    """Steps beside the optimizer of the weights, at its learning rate and without its weight decay.
+    """Steps beside the optimizer of the weights, at its highest learning rate and without its weight decay.
 
     An optimizer of its own, and not a group of the user's: so neither the user's optimizer nor its learning-rate
     schedule nor the optimizer states of a checkpoint ever have an entry that the user's class does not make.
@@ -54,7 +54,7 @@ class CompanionOptimizer:
             for tensor, part in zip(self._tensors, parts, strict=True):
                 tensor.grad = part.view_as(tensor)
             for group in self._optimizer.param_groups:
-                group["lr"] = float(self._beside.param_groups[0]["lr"])
+                group["lr"] = max(float(own["lr"]) for own in self._beside.param_groups)
             self._optimizer.step()
         self.zero_grad()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -210,6 +211,13 @@ class Distiller:
 
     def _build(self, batch: Any, call: Call) -> None:
         device = next((parameter.device for parameter in self.student.parameters()), torch.device("cpu"))
+        fixed = [place.name for place, feature in call.features.items() if not feature.requires_grad]
+        if fixed:
+            warnings.warn(
+                f"what {fixed[0]!r} gives has no gradient, so the student cannot learn from it: it is frozen, or inside a "
+                "reentrant checkpoint; choose another module, or gradient_checkpointing_kwargs={'use_reentrant': False}.",
+                stacklevel=2,
+            )
         parts: dict[str, nn.Module | None] = {}
         for number, teacher in enumerate(self._teachers):
             answer = teacher.glimpse(call, batch)

@@ -241,3 +241,10 @@ def test_samples_without_a_label_alone():
         module = Tiny()
         fit(module, WAYS[way](), batches=DataLoader(rows, 2))
         assert all(value.isfinite().all() for value in module.state_dict().values())
+
+
+def test_a_feature_without_a_gradient_is_named():
+    module = Tiny()
+    module.body[0].requires_grad_(False)
+    with pytest.warns(UserWarning, match=r"what 'body\.0' gives has no gradient"):
+        fit(module, KnowledgeDistillation(teacher(), [SoftTargets(), Hint([("body.0", "0")])]))

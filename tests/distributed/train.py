@@ -1,5 +1,6 @@
 """Run in two processes by test_ddp.py: each rank writes the weights it ends with."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -8,8 +9,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from lightning_compress import GradualPruning, KnowledgeDistillation, QuantizationAwareTraining
+from lightning_compress.distillation import Peer
 from lightning_compress.quantization.model import quantizers_of
-from tests.callbacks.distilling import WAYS
+from tests.callbacks.distilling import WAYS, teacher
 from tests.conformance.tiny import WINDOW, Tiny, data
 
 PRUNING = {
@@ -22,7 +24,12 @@ QUANTIZATION = {
     "int8": {},
     "lsq": {"weight_bits": 4, "activation_bits": 4, "method": "lsq"},
 }
-DISTILLATION = ("projection", "memory bank", "moving average", "two teachers", "peer")
+RANK = int(os.environ.get("LOCAL_RANK", "0"))
+APART = {  # on each rank they are built with other weights
+    "peers apart": lambda: KnowledgeDistillation(Peer(teacher(3 + RANK))),
+    "selves apart": lambda: KnowledgeDistillation("self"),
+}
+DISTILLATION = ("projection", "memory bank", "moving average", "two teachers", *APART)
 
 
 def callbacks():
@@ -30,7 +37,7 @@ def callbacks():
     yield from ((name, GradualPruning(0.75, **settings, **WINDOW)) for name, settings in PRUNING.items())
     moments = {"start": WINDOW["start"], "freeze_ranges": WINDOW["end"]}
     yield from ((name, QuantizationAwareTraining(**settings, **moments)) for name, settings in QUANTIZATION.items())
-    yield from ((name, WAYS[name]()) for name in DISTILLATION)
+    yield from ((name, (WAYS | APART)[name]()) for name in DISTILLATION)
 
 
 def ranges(model):
@@ -45,12 +52,15 @@ def ranges(model):
 def kept(callback):
     """What distillation trains beside a model: projections, a second student, a moving average."""
     state = callback._handover._kept["method"] if isinstance(callback, KnowledgeDistillation) else {}
-    return {**state.get("learned", {}), **(state.get("copies", {}).get("ema") or {})}
+    frozen = callback.copies["self"].state_dict() if state and "self" in callback.copies else {}
+    return {**state.get("learned", {}), **(state.get("copies", {}).get("ema") or {}), **frozen}
 
 
 if __name__ == "__main__":
     for name, callback in callbacks():
         model = Tiny()
+        if name in APART:
+            torch.nn.init.constant_(model.head.bias, float(RANK))
         trainer = pl.Trainer(
             strategy="ddp",
             devices=2,
