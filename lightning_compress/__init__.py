@@ -9,6 +9,7 @@ from lightning_compress.core.errors import (
     MissingExtraError,
     TargetError,
 )
+from lightning_compress.core.logs import show_logs
 from lightning_compress.core.targets import targets
 from lightning_compress.export import export, load_compressed, save_compressed
 from lightning_compress.modules import DistillationModule, TransformerModule
@@ -35,3 +36,5 @@ __all__ = [
     "save_compressed",
     "targets",
 ]
+
+show_logs()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -15,6 +16,8 @@ from lightning_compress.core import CheckpointError, ConfigurationError
 
 Module = TypeVar("Module")
 
+_FOREIGN = re.compile(r"Unsupported global: GLOBAL ([\w.]+)")
+
 
 def load_from_checkpoint(module_class: type[Module], path: str | os.PathLike[str], **arguments: Any) -> Module:
     """Load a module of your own class as its compression left it.
@@ -26,7 +29,8 @@ def load_from_checkpoint(module_class: type[Module], path: str | os.PathLike[str
     Args:
         module_class: a LightningModule class, of ``pytorch_lightning`` or ``lightning.pytorch``.
         path: the checkpoint, a weights-only one too.
-        arguments: for ``module_class.load_from_checkpoint``: ``map_location``, and what the constructor needs.
+        arguments: for ``module_class.load_from_checkpoint``: ``map_location``, what the constructor needs, and
+            ``weights_only=False`` for hyperparameters that are objects of your own, in a file that you trust.
 
     Returns:
         The module.
@@ -52,25 +56,35 @@ def load_from_checkpoint(module_class: type[Module], path: str | os.PathLike[str
         raise ConfigurationError(
             f"load_from_checkpoint({module_class!r}, ...): give the class of your LightningModule, not an instance."
         )
-    states = _states(path)
+    states = _states(path, weights_only=arguments.get("weights_only") is not False)
     module: Module = load(path, **arguments)
     for state in states.values():
-        method = state.get("method", {}) if isinstance(state, Mapping) else {}
-        if isinstance(module, nn.Module) and "quantization" in method:
+        if isinstance(module, nn.Module) and "quantization" in state.get("method", {}):
             restore_quantization_(module, state)
     return module
 
 
-def _states(path: str | os.PathLike[str]) -> Mapping[str, Any]:
+def _states(path: str | os.PathLike[str], *, weights_only: bool) -> Mapping[str, Any]:
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=weights_only)
     except OSError:
         raise
     except Exception as error:
+        if foreign := _FOREIGN.search(str(error)):
+            raise CheckpointError(
+                f"{path} holds a {foreign[1]}, which torch builds only where you trust the file: write "
+                f"load_from_checkpoint(..., weights_only=False)."
+            ) from error
         raise CheckpointError(f"{path} is no checkpoint that torch can read: {error}.") from error
     states = checkpoint.get(CHECKPOINT_KEY, {}) if isinstance(checkpoint, Mapping) else None
     if not isinstance(states, Mapping):
         raise CheckpointError(
             f"{path}: its entry {CHECKPOINT_KEY!r} is damaged, or it is no checkpoint of Lightning's."
         )
+    for name, state in states.items():
+        method = state.get("method", {}) if isinstance(state, Mapping) else state
+        if not isinstance(method, Mapping):
+            raise CheckpointError(
+                f"{path}: its entry {CHECKPOINT_KEY!r} is damaged, the state of {name} is {method!r} and no mapping."
+            )
     return states

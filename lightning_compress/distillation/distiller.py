@@ -214,8 +214,8 @@ class Distiller:
         fixed = [place.name for place, feature in call.features.items() if not feature.requires_grad]
         if fixed:
             warnings.warn(
-                f"what {fixed[0]!r} gives has no gradient, so the student cannot learn from it: it is frozen, or inside a "
-                "reentrant checkpoint; choose another module, or gradient_checkpointing_kwargs={'use_reentrant': False}.",
+                f"what {fixed[0]!r} gives has no gradient, so the student cannot learn from it: it is frozen, or in a "
+                "reentrant checkpoint; choose another module, or checkpoints with use_reentrant=False.",
                 stacklevel=2,
             )
         parts: dict[str, nn.Module | None] = {}

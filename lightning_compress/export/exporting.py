@@ -6,15 +6,16 @@ import copy
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.core import ConfigurationError
-from lightning_compress.export.failures import needed
+from lightning_compress.core import CompressionError, ConfigurationError
+from lightning_compress.export.failures import needed, reason
 from lightning_compress.export.files import written_aside
 from lightning_compress.export.inputs import Dynamic, Inputs, Sample, dynamic_sizes, read_sample, tensors_of
 from lightning_compress.export.onnx import OPSET, check_opset, save_onnx, to_onnx
@@ -51,7 +52,7 @@ def export(
 
     Args:
         model: trained, or calibrated. A LightningModule works if its ``forward`` does what is wanted; else pass
-            ``module.model``.
+            ``module.net``, or what it calls the model in it.
         path: of the file: ``.onnx``, or ``.xml`` for OpenVINO (its numbers go into a ``.bin`` file beside it). Numbers
             beyond 2 GB go into ``<name>.onnx.data``. Files appear under their names only when they are whole.
         sample: what the model is called with: a tensor, a tuple of tensors, or tensors by name such as a batch of a
@@ -84,12 +85,15 @@ def export(
         1.0
     """
     target = _check(path, format, opset, runtime_check=runtime_check)
+    _check_batches(batches)
     plain = _evaluated_copy(model)
     inputs = read_sample(plain, sample)
     sizes = dynamic_sizes(inputs, dynamic)
     checked = [inputs, *(read_sample(plain, batch, "batches") for batch in batches)] if runtime_check else []
-    outputs = list(_outputs(plain, inputs))
-    references = [_first(plain, batch) for batch in checked]
+    with _accepted(plain, "sample"):
+        outputs = list(_outputs(plain, inputs))
+    with _accepted(plain, "batches"):
+        references = [_first(plain, batch) for batch in checked]
     contents = make_exportable_(plain)
     traced = trace(plain, inputs, outputs, sizes)
     with written_aside(target) as aside:
@@ -107,6 +111,10 @@ def _check(path: str | os.PathLike[str], format_: Any, opset: int, *, runtime_ch
     if format_ not in get_args(Format):
         raise ConfigurationError(f"format={format_!r} is none of {', '.join(map(repr, get_args(Format)))}.")
     check_opset(opset)
+    if type(runtime_check) is not bool:
+        raise ConfigurationError(f"runtime_check={runtime_check!r} is neither True nor False.")
+    if not isinstance(path, (str, os.PathLike)):
+        raise ConfigurationError(f"path={path!r}: give the name of the file to write, such as 'model.onnx'.")
     target, suffix = Path(path), _SUFFIXES[format_]
     if target.suffix != suffix:
         raise ConfigurationError(
@@ -115,6 +123,10 @@ def _check(path: str | os.PathLike[str], format_: Any, opset: int, *, runtime_ch
         )
     if not target.parent.is_dir():
         raise ConfigurationError(f"path={str(path)!r}: there is no folder {str(target.parent)!r}; create it first.")
+    if target.is_dir():
+        raise ConfigurationError(
+            f"path={str(path)!r} is a folder: give the name of a file, {str(target / target.name)!r}."
+        )
     for package in ("onnx", "onnxscript") if format_ == "onnx" else ("openvino",):
         needed(package, extra=format_, purpose=f"format={format_!r}")
     if runtime_check and format_ == "onnx":
@@ -122,9 +134,23 @@ def _check(path: str | os.PathLike[str], format_: Any, opset: int, *, runtime_ch
     return target
 
 
+def _check_batches(batches: Iterable[Sample]) -> None:
+    if isinstance(batches, (Tensor, Mapping)) or not isinstance(batches, Iterable):
+        value = type(batches).__name__ if isinstance(batches, (Tensor, Mapping)) else repr(batches)
+        raise ConfigurationError(
+            f"batches={value}: give several samples, as a list such as batches=[sample], or a loader; () for none."
+        )
+
+
 def _evaluated_copy(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ConfigurationError(f"model={type(model).__name__}: give the module that was trained.")
+    empty = [name for name, value in (*model.named_parameters(), *model.named_buffers()) if value.is_meta]
+    if empty:
+        raise ConfigurationError(
+            f"model={type(model).__name__}: {empty[0]} is on the meta device, without numbers; call "
+            "model.to_empty(device='cpu') and load its weights first."
+        )
     copied: nn.Module = copy.deepcopy(getattr(model, "_orig_mod", model)).cpu().float().eval()
     if any(map(is_quantized_attention, copied.modules())):
         register()  # a model that was unpickled may be the first in this process
@@ -134,6 +160,31 @@ def _evaluated_copy(model: nn.Module) -> nn.Module:
         if getattr(getattr(module, "config", None), "use_cache", False):
             module.config.use_cache = False  # type: ignore[union-attr]
     return copied
+
+
+@contextmanager
+def _accepted(model: nn.Module, argument: str) -> Iterator[None]:
+    name = type(model).__name__
+    try:
+        yield
+    except CompressionError:
+        raise
+    except Exception as error:
+        if f'[{name}] is missing the required "forward"' in str(error):
+            raise ConfigurationError(
+                f"model={name} has no forward of its own: export the module in it that predicts, as "
+                f"export(module.{_largest_child(model)}, ...)."
+            ) from error
+        raise ConfigurationError(f"{argument}= does not fit {name}, which cannot take it: {reason(error)}.") from error
+
+
+def _largest_child(model: nn.Module) -> str:
+    sizes = {
+        name: sum(parameter.numel() for parameter in child.parameters())
+        for name, child in model.named_children()
+        if type(child).forward is not nn.Module.forward
+    }
+    return max(sizes, key=sizes.__getitem__, default="net")
 
 
 @torch.no_grad()

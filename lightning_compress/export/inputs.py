@@ -15,6 +15,7 @@ Sample = Tensor | tuple[Tensor, ...] | list[Tensor] | Mapping[str, Tensor]
 Dynamic = Mapping[str, Mapping[int, str]]
 
 _LABELS = "labels"  # what Hugging Face calls them; a file that predicts has none
+_FORM = "give each input the dimensions that are free and a name for each, as {'input_ids': {0: 'batch'}}"
 _EXAMPLES = 2  # an exporter takes a size of one for a constant
 
 
@@ -82,22 +83,25 @@ def read_sample(model: nn.Module, sample: Sample, argument: str = "sample") -> I
 def dynamic_sizes(inputs: Inputs, dynamic: Dynamic | None) -> dict[str, dict[int, str]]:
     """Which sizes of which inputs are to be free, with the names that the file gives to them.
 
-    By default the first of each input, the ``batch``, and the second of a matrix of integers, the ``length``.
+    By default the first of each input, the ``batch``, and the second of a matrix of integers, the ``length``. Where
+    inputs of the sample differ in it, the name says of which, as ``decoder_input_ids_length``.
 
     Raises:
-        ConfigurationError: ``dynamic`` names no input, or a dimension that it does not have.
+        ConfigurationError: ``dynamic`` is of another form, or names no input, or a dimension that it does not have.
     """
     if dynamic is None:
-        sizes = {name: {0: "batch"} if tensor.dim() else {} for name, tensor in inputs.tensors.items()}
-        for name, tensor in inputs.tensors.items():
-            if tensor.dim() == 2 and not tensor.is_floating_point():  # noqa: PLR2004
-                sizes[name][1] = "length"
-        return sizes
+        return _usual_sizes(inputs.tensors)
+    if not isinstance(dynamic, Mapping):
+        raise ConfigurationError(f"dynamic={dynamic!r}: {_FORM}.")
     for name, named in dynamic.items():
         if name not in inputs.tensors:
             raise ConfigurationError(
                 f"dynamic= names {name!r}, which is no input; there are {', '.join(map(repr, inputs.tensors))}."
             )
+        if not isinstance(named, Mapping) or not all(
+            type(dimension) is int and isinstance(word, str) and word for dimension, word in named.items()
+        ):
+            raise ConfigurationError(f"dynamic={{{name!r}: {named!r}}}: {_FORM}.")
         wrong = [dimension for dimension in named if dimension not in range(inputs.tensors[name].dim())]
         if wrong:
             raise ConfigurationError(
@@ -105,6 +109,20 @@ def dynamic_sizes(inputs: Inputs, dynamic: Dynamic | None) -> dict[str, dict[int
                 "counted from 0."
             )
     return {name: dict(dynamic.get(name, {})) for name in inputs.tensors}
+
+
+def _usual_sizes(tensors: Mapping[str, Tensor]) -> dict[str, dict[int, str]]:
+    sizes: dict[str, dict[int, str]] = {name: {} for name in tensors}
+    examples = [name for name, tensor in tensors.items() if tensor.dim()]
+    tokens = [name for name in examples if tensors[name].dim() == 2 and not tensors[name].is_floating_point()]  # noqa: PLR2004
+    for dimension, word, free in ((0, "batch", examples), (1, "length", tokens)):
+        first: dict[int, str] = {}
+        for name in free:
+            first.setdefault(tensors[name].shape[dimension], name)
+        for name in free:
+            owner = first[tensors[name].shape[dimension]]
+            sizes[name][dimension] = word if len(first) == 1 else f"{owner}_{word}"
+    return sizes
 
 
 def traceable(inputs: Inputs, sizes: Mapping[str, Mapping[int, str]]) -> Inputs:

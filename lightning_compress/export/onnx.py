@@ -81,7 +81,7 @@ def save_onnx(graph: Any, path: Path) -> None:
     onnx_ir.save(graph, path, external_data=f"{path.name}.data" if size > _WHOLE_FILE else None)
     try:
         onnx.checker.check_model(str(path), full_check=True)
-    except onnx.checker.ValidationError as error:
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise CompressionError(f"the ONNX checker refuses the file: {reason(error)}.") from error
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from lightning_compress.core import CompressionError
+from lightning_compress.core.logs import root_logger_kept
 from lightning_compress.export.failures import needed, reason
 from lightning_compress.export.onnx import save_onnx, to_onnx
 from lightning_compress.export.openvino_operators import conversions, mask_with_numbers_
@@ -56,7 +57,7 @@ def save_openvino(traced: Traced, path: Path, *, opset: int, four_bits: Sequence
 def _from_torch(traced: Traced, four_bits: Sequence[str]) -> Any:
     frontend = import_module("openvino.frontend.pytorch")
     decoder = import_module("openvino.frontend.pytorch.fx_decoder")
-    with quiet(), torch.no_grad():
+    with quiet(), root_logger_kept(), torch.no_grad():  # where OpenVINO gives up, it leaves a handler of its own
         module = traced.program.run_decompositions(_decompositions()).module(check_guards=False)
         names = {f"{ROOT}.{name}" for name in four_bits}
         tensors = {f"{node.name}:0" for node in module.graph.nodes if node.op == "get_attr" and node.target in names}

@@ -31,7 +31,8 @@ class Parity:
 
     Attributes:
         runtime: its name, version and the precision of what is not quantized.
-        largest_difference: of the first output, as a share of its range (largest less smallest number).
+        largest_difference: of the first output, as a share of its range (largest less smallest number); infinite where
+            one of the two is not a number.
         equal: share of equal predictions, the places of the largest number along the last dimension; ``None`` where
             that dimension has one number.
         predictions: how many there were.
@@ -52,8 +53,10 @@ def complaint(entry: Parity, own: float) -> str | None:
             bit of a sum, and no runtime sums in torch's order.
 
     Returns:
-        ``None`` also for a precision that is the processor's choice and no part of the file.
+        ``None`` also for a precision that is the processor's choice and no part of the file, if it gives numbers.
     """
+    if not np.isfinite(entry.largest_difference):
+        return f"outputs are not finite{'' if np.isfinite(own) else ', nor are those of torch'}"
     name, least = next((name, share) for name, share in EQUAL_PREDICTIONS.items() if entry.runtime.startswith(name))
     if BFLOAT16 in entry.runtime:
         return None
@@ -86,10 +89,11 @@ def compare(runtime: str, run: Run, feeds: Sequence[Mapping[str, Array]], refere
         finite = expected[np.isfinite(expected)]
         low, high = float(finite.min(initial=low)), float(finite.max(initial=high))
         if expected.ndim and expected.shape[-1] > 1:
-            same = output.argmax(-1) == expected.argmax(-1)
+            same = (output.argmax(-1) == expected.argmax(-1)) & ~(np.isnan(output) | np.isnan(expected)).any(-1)
             equal, predictions = equal + int(same.sum()), predictions + same.size
     extent = high - low if high > low else max(abs(high), _SMALLEST)  # a single number has no range
-    return Parity(runtime, difference / extent, equal / predictions if predictions else None, predictions)
+    share = difference / extent if np.isfinite(difference) else np.inf
+    return Parity(runtime, share, equal / predictions if predictions else None, predictions)
 
 
 def _output(runtime: str, run: Run, feed: Mapping[str, Array], reference: Array) -> Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 
 from lightning_compress.export.parity import Parity
@@ -42,4 +43,5 @@ class ExportReport:
 
 def _figures(entry: Parity) -> str:
     equal = "none made" if entry.equal is None else f"{entry.equal:.2%} of {entry.predictions}"
-    return f"{f'{entry.largest_difference:.2%} of range':18}  {equal}"
+    difference = f"{entry.largest_difference:.2%} of range" if isfinite(entry.largest_difference) else "not finite"
+    return f"{difference:18}  {equal}"

@@ -16,11 +16,11 @@ from lightning_compress.quantization.layers import INPUT, quantizer_name
 from lightning_compress.quantization.rows import Rows
 from lightning_compress.quantization.stored import refuse_not_finite
 from lightning_compress.quantization.stored_layers import (
+    BatchedProduct,
     BiasApart,
     DenseWeight,
     Lookup,
     Product,
-    ProductBiasApart,
     Recurrence,
     StoredGates,
     StoredInput,
@@ -170,7 +170,7 @@ def _order_gates_(module: Any) -> None:
 def _spared(module: Any, stored: Stored, form: type[nn.Module] | None) -> type[nn.Module] | None:
     """The form that ONNX Runtime computes in integers, and in which it rounds nothing that training did not."""
     if form is Product:
-        return ProductBiasApart
+        return BatchedProduct
     is_number = stored.grid is None or stored.scale.shape[1] > 1
     bits = _BYTE if stored.grid is None else stored.grid.bits
     if not is_number and min(bits, module.get_submodule(INPUT).grid.bits) >= _BYTE:

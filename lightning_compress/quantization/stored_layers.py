@@ -165,18 +165,18 @@ class Product(nn.Module):
         return tensor @ weight
 
 
-class ProductBiasApart(Product):
-    """The same for matrices whose bias ONNX Runtime would make integers of; see :class:`BiasApart`.
+class BatchedProduct(Product):
+    """The same, a matrix of inputs taken as a batch of one.
 
-    It does so where a sum follows a product of two matrices at once, or computes both in floating point, the weight
-    dequantized anew each time. So such a product has a dimension more.
+    ONNX Runtime makes a floating product, the weight dequantized anew each time, of two matrices and a sum behind them,
+    or makes integers of the bias; see :class:`BiasApart`.
     """
 
     @override
-    def _multiply(self, tensor: Tensor) -> Tensor:
-        if tensor.dim() != 2:  # noqa: PLR2004 (a matrix)
-            return super()._multiply(tensor)
-        return super()._multiply(tensor.unsqueeze(0)).squeeze(0)
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dim() != 2:  # noqa: PLR2004 (a matrix)
+            return super().forward(input)
+        return super().forward(input.unsqueeze(0)).squeeze(0)
 
 
 class BiasApart(nn.Module):

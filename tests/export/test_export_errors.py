@@ -2,6 +2,7 @@ import errno
 import sys
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import nn
 
@@ -23,7 +24,23 @@ VECTORS = random(8, 64)
         ({"format": "openvino"}, r"the name ends in .xml; write '.*model.xml'"),
         ({"dynamic": {"images": {0: "batch"}}}, r"dynamic= names 'images', which is no input; there are 'input'"),
         ({"dynamic": {"input": {2: "batch"}}}, r"input has 2 dimensions, counted from 0"),
+        (
+            {"dynamic": ["input"]},
+            r"dynamic=\['input'\]: give each input the dimensions .* as {'input_ids': {0: 'batch'}}",
+        ),
+        ({"dynamic": {"input": [0]}}, r"dynamic={'input': \[0\]}: give each input"),
+        ({"dynamic": {"input": 0}}, r"dynamic={'input': 0}: give each input"),
+        ({"dynamic": {"input": {0: 0}}}, r"dynamic={'input': {0: 0}}: give each input"),
+        ({"dynamic": {"input": {"batch": 0}}}, r"dynamic={'input': {'batch': 0}}: give each input"),
         ({"batches": [torch.ones(2, 3), "text"]}, r"batches= holds str"),
+        ({"batches": 5}, r"batches=5: give several samples, as a list such as batches=\[sample\]"),
+        ({"batches": None}, r"batches=None: give several samples"),
+        ({"batches": VECTORS}, r"batches=Tensor: give several samples"),
+        (
+            {"batches": [random(2, 3)]},
+            r"batches= does not fit Sequential, .*: mat1 and mat2 shapes cannot be multiplied",
+        ),
+        ({"runtime_check": "no"}, r"runtime_check='no' is neither True nor False"),
     ],
 )
 def test_values_that_cannot_work(arguments, message, tmp_path):
@@ -45,11 +62,60 @@ def test_no_such_folder(tmp_path):
         ({"input": [1, 2]}, r"sample= holds list"),
         ((VECTORS, torch.zeros(8)), r"does not fit Sequential.forward\(input\): too many positional arguments"),
         ({"vectors": VECTORS}, r"missing a required argument: 'input'"),
+        (
+            VECTORS[:, :3],
+            r"sample= does not fit Sequential, .*: mat1 and mat2 shapes cannot be multiplied \(8x3 and 64x",
+        ),
+        (VECTORS.long(), r"sample= does not fit Sequential, .*: mat1 and mat2 must have the same dtype"),
     ],
 )
 def test_samples_that_the_model_does_not_accept(sample, message, tmp_path):
     with pytest.raises(ConfigurationError, match=message):
         export(mlp(), tmp_path / "model.onnx", sample)
+    assert not list(tmp_path.iterdir())
+
+
+def test_words_that_the_model_does_not_know(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"sample= does not fit Embedding, .*: index out of range"):
+        export(nn.Embedding(20, 4), tmp_path / "model.onnx", torch.tensor([[1, 20]]))
+
+
+@pytest.mark.parametrize("path", [None, 5, b"model.onnx"])
+def test_no_name_of_a_file(path):
+    with pytest.raises(ConfigurationError, match=r"path=.*: give the name of the file to write"):
+        export(mlp(), path, VECTORS)
+
+
+def test_a_folder_of_that_name(tmp_path):
+    folder = tmp_path / "model.onnx"
+    folder.mkdir()
+    with pytest.raises(ConfigurationError, match=r"model.onnx' is a folder: give the name of a file, '.*model.onnx'"):
+        export(mlp(), folder, VECTORS)
+
+
+def test_a_model_without_numbers(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"model=Sequential: 0.weight is on the meta device, without numbers"):
+        export(mlp().to("meta"), tmp_path / "model.onnx", VECTORS)
+
+
+@pytest.mark.parametrize("base", [pl.LightningModule, nn.Module])
+def test_a_module_without_forward_names_the_one_in_it_that_predicts(base, tmp_path):
+    class Digits(base):
+        def __init__(self):
+            super().__init__()
+            self.loss = nn.CrossEntropyLoss()
+            self.net = mlp()
+
+    with pytest.raises(ConfigurationError, match=r"model=Digits has no forward of its own: .* export\(module\.net, "):
+        export(Digits(), tmp_path / "model.onnx", VECTORS)
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+def test_a_file_that_the_onnx_checker_refuses(tmp_path):
+    model = nn.LSTM(4, 8, batch_first=True, proj_size=4)
+    with pytest.raises(CompressionError, match=r"the ONNX checker refuses the file: .*dimension 2: \(4\) vs \(8\)"):
+        export(model, tmp_path / "model.onnx", random(3, 5, 4))
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_model(tmp_path):

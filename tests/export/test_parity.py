@@ -3,6 +3,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from lightning_compress.core import CompressionError
 from lightning_compress.export import ExportReport, Parity, export, exporting
@@ -42,6 +43,10 @@ def test_a_single_number_is_no_prediction(shape):
 def test_what_is_not_a_number_is_as_far_off_as_can_be_and_infinities_may_agree():
     numbers, broken = np.array([[0.0, 1.0]]), np.array([[np.nan, 1.0]])
     assert compare("some runtime", returns(broken), [{}], [numbers]).largest_difference == np.inf
+    both = compare("some runtime", returns(broken), [{}], [broken])
+    assert (both.largest_difference, both.equal) == (np.inf, 0.0)
+    nothing = np.full((2, 2), np.nan)
+    assert compare("some runtime", returns(nothing), [{}], [nothing]).largest_difference == np.inf
     masked = np.array([[-np.inf, 0.0, 2.0]])
     assert compare("some runtime", returns(masked), [{}], [masked]).largest_difference == 0.0
 
@@ -70,6 +75,9 @@ def test_a_runtime_that_fails_or_gives_something_else():
         ("OpenVINO 1 (f32)", 0.1, 0.99, 0.0, None),
         ("OpenVINO 1 (f32)", 0.0, 0.98, 0.0, "2.0% of 200 predictions differ"),
         ("OpenVINO 1 (bf16)", 0.5, 0.9, 0.0, None),  # not the file's doing
+        ("ONNX Runtime 1", np.inf, 1.0, 0.0, "outputs are not finite"),
+        ("ONNX Runtime 1", np.inf, 1.0, np.inf, "outputs are not finite, nor are those of torch"),
+        ("OpenVINO 1 (bf16)", np.inf, 1.0, 0.0, "outputs are not finite"),
     ],
 )
 def test_what_is_complained_about(runtime, difference, equal, own, complains):
@@ -103,6 +111,18 @@ def test_a_file_that_is_off_is_written_with_a_warning(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match=r"model.onnx in ONNX Runtime 0: .* of 8 predictions differ"):
         export(mlp(), tmp_path / "model.onnx", VECTORS)
     assert (tmp_path / "model.onnx").exists()
+
+
+def test_a_model_that_gives_no_numbers_is_written_with_a_warning(tmp_path):
+    model = mlp()
+    nn.init.constant_(model[0].weight, torch.nan)
+    with pytest.warns(
+        UserWarning, match=r"in (ONNX|Open).*: outputs are not finite, nor are those of torch\."
+    ) as caught:
+        report = export(model, tmp_path / "model.onnx", VECTORS)
+    assert len(caught) == len(report.parity) - 1
+    assert "not finite          0.00% of 8" in str(report)
+    assert "nan" not in str(report)
 
 
 def test_without_a_check_nothing_is_run(tmp_path, monkeypatch):
