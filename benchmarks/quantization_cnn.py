@@ -97,7 +97,7 @@ def measure(seed: int, threads: int) -> dict[str, Any]:
         result[name] = fit(module, 2, [QuantizationAwareTraining(**settings)])
         if name == "W8A8" and seed == SEEDS[0]:
             ours = FOLDER / "ours.xml"
-            print(export(module, ours, example, format="openvino"))
+            export(module, ours, example, format="openvino")
             result["ours in OpenVINO"] = round(100 * peers.accuracy_of_file(ours, "openvino", DataLoader(test, 250)), 2)
             float32 = peers.openvino_fp32(dense.network, example, FOLDER / "float32.xml")
             result["speed"] = speed({"float32": float32, "NNCF": nncf, "ours": ours}, threads)

@@ -42,7 +42,7 @@ def files() -> tuple[dict[str, tuple[str, Path, str]], dict[str, float]]:
     for name, model in {"ours": quantized, "attention": with_attention}.items():
         for suffix, form in {"onnx": "onnx", "xml": "openvino"}.items():
             batches = (peers.split(one)[0] for one in sentences.val_dataloader())
-            print(export(model.model, FOLDER / f"{name}.{suffix}", example, format=form, batches=batches))  # type: ignore[arg-type]
+            export(model.model, FOLDER / f"{name}.{suffix}", example, format=form, batches=batches)  # type: ignore[arg-type]
     models = {"dense": module, "ours": quantized, "ours, attention": with_attention}
     return {
         "ONNX Runtime float32": ("onnxruntime", float32, "f32"),
