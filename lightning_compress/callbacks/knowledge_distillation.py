@@ -143,6 +143,11 @@ class KnowledgeDistillation(AttachedCallback, AroundSteps):
         self.copies.make(model)
 
     @property
+    def frozen_teachers(self) -> list[nn.Module]:
+        """The modules that were given as teachers and never change."""
+        return [one for one in self._given if isinstance(one, nn.Module)]
+
+    @property
     def is_training(self) -> bool:
         """Whether a fit is under way."""
         return self._distiller is not None

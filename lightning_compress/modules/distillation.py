@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -96,6 +97,14 @@ class DistillationModule:
                 )
         own = super().configure_callbacks()  # type: ignore[misc]
         return [self.knowledge_distillation, *(own if isinstance(own, (list, tuple)) else [own])]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """A copy, such as that of a weight average, of the student and not of frozen teachers."""
+        memo |= {id(one): one for one in self.knowledge_distillation.frozen_teachers}
+        blank, arguments, state = self.__reduce__()
+        module = memo[id(self)] = blank(*copy.deepcopy(arguments, memo))
+        module.__setstate__(copy.deepcopy(state, memo))
+        return module
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by the student's class: the one that has it as a parent is made anew."""

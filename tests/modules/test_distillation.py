@@ -109,6 +109,16 @@ def test_copies_are_modules_of_their_own(copied):
     assert not torch.equal(other.head.weight, weight)
 
 
+def test_a_copy_has_the_same_teacher():
+    one = teacher()
+    module = DistillationModule(Tiny(), [one, "ema"])
+    fit(module, EMAWeightAveraging())
+    other = copy.deepcopy(module)
+    assert other.knowledge_distillation.frozen_teachers[0] is one
+    assert other.knowledge_distillation.copies["ema"] is not module.knowledge_distillation.copies["ema"]
+    assert other.head.weight is not module.head.weight
+
+
 def test_trained_again_and_evaluated():
     module = DistillationModule(Student(), teacher())
     run = fit(module)
