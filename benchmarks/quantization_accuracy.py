@@ -36,6 +36,7 @@ TORCHAO = {
 }
 METHODS = {
     "PTQ": list(SETTINGS),
+    "PTQ, smoothed": ["W8A8"],
     "QAT": list(SETTINGS),
     "NNCF PTQ": ["W8A8"],
     "torchao QAT": list(TORCHAO),
@@ -48,6 +49,8 @@ def measure(method: str, setting: str, data: str, seed: int) -> dict[str, float]
     module = dense(data, seed, learning_rate=LEARNING_RATES[setting])
     pl.seed_everything(seed, verbose=False)
     sentences = RottenTomatoes(training_sentences=SENTENCES[data], seed=seed)
+    if method == "PTQ, smoothed":
+        return judge(quantize(module, sentences.train_dataloader(), smooth=0.5, correct_bias=True, **SETTINGS[setting]))
     if method == "PTQ":
         # Learned steps need training; the nearest that does not, and the better one below 8 bits, is the best range in
         # mean square.

@@ -159,7 +159,7 @@ class Odd(nn.Module):
 
 
 def test_layers_that_are_left_alone_are_named(caplog):
-    with caplog.at_level(logging.DEBUG):
+    with caplog.at_level(logging.DEBUG, logger="lightning_compress"):
         assert corrected(Odd(), batches(4))[1] == ["fine"]
     for told in (
         "bare as it is: it has no bias",
