@@ -58,7 +58,8 @@ class KnowledgeDistillation(AttachedCallback, AroundSteps):
             default the outermost module that the training step calls.
         teacher_weights: shares of several teachers; by default equal.
         draw: ask one teacher each optimizer step, drawn by its share, in place of all.
-        teacher_dtype: ``"bfloat16"``, ``"float16"`` or ``"float32"``; by default the student's own. Integers stay.
+        teacher_dtype: ``"bfloat16"``, ``"float16"`` or ``"float32"``; by default the student's own. Integers stay, and
+            ``"ema"`` is float32.
         ema_decay: of ``"ema"``.
         backward: which call of ``manual_backward`` in a step gets the terms, under manual optimization.
         labels: where a batch has class indices, a key or a place; by default looked for. -100 marks what has no label:
@@ -169,10 +170,7 @@ class KnowledgeDistillation(AttachedCallback, AroundSteps):
                 "forward: name the submodule to call by network=."
             )
         state = self._handover.take(pl_module)
-        asked = {
-            self._asked(one, pl_module, resumed=state is not None): share
-            for one, share in zip(self._given, self._shares, strict=True)
-        }
+        asked = {self._asked(one, pl_module): share for one, share in zip(self._given, self._shares, strict=True)}
         if state is None:
             for peer in (one for one in asked if isinstance(one, Peer)):
                 peer.share(trainer.strategy.broadcast)
@@ -243,7 +241,6 @@ class KnowledgeDistillation(AttachedCallback, AroundSteps):
         distiller = self._running()
         moments = self._pending if self._companion is None else self._companion.state_dict()
         return {
-            "settings": {},
             "method": {
                 "learned": distiller.state_dict(),
                 "moments": list(moments or []),
@@ -257,13 +254,15 @@ class KnowledgeDistillation(AttachedCallback, AroundSteps):
         self._pending = method["moments"]
         self.copies.load_state_dict(method["copies"])
 
-    def _asked(self, one: OneTeacher | None, pl_module: pl.LightningModule, *, resumed: bool) -> Asked:
+    def _asked(self, one: OneTeacher | None, pl_module: pl.LightningModule) -> Asked:
         if one is None:
             return Mirror()
         if isinstance(one, NetworkTeacher):
             one.model.to(pl_module.device)
         if isinstance(one, Asked):
             return one
+        if one == "ema":  # itself, in float32: it must move, by less than half precision tells apart
+            return NetworkTeacher(self.copies[one].to(pl_module.device))
         network: nn.Module = self.copies[one] if isinstance(one, str) else one
         own = next((p.dtype for p in pl_module.parameters() if p.is_floating_point()), None)
         dtype = own if self.teacher_dtype is None else DTYPES[self.teacher_dtype]

@@ -57,7 +57,8 @@ class StudentCopies:
             known = self._copies.get(name) if is_known else None
             if known is None or known.state_dict().keys() != model.state_dict().keys():
                 self._are_new = True
-                self._copies[name] = copy.deepcopy(model).requires_grad_(False).eval()  # noqa: FBT003 (positional only)
+                copied = copy.deepcopy(model).requires_grad_(False).eval()  # noqa: FBT003 (positional only)
+                self._copies[name] = copied.float() if name == "ema" else copied
         self._original = weakref.ref(model)
 
     def state_dict(self) -> dict[str, Any]:

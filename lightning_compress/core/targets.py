@@ -20,7 +20,7 @@ Patterns = str | Sequence[str]
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
 _ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-_COMPILED = "_orig_mod."  # what torch.compile puts into the names of everything below it
+COMPILED = "_orig_mod."  # what torch.compile puts into the names of everything below it
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,11 +110,11 @@ def skipped_layers(model: nn.Module) -> dict[str, str]:
     for path, module in model.named_modules():
         weight = module._parameters.get("weight")  # noqa: SLF001 (getattr would compute a parametrized weight)
         if isinstance(module, nn.RNNBase):
-            skipped[path.replace(_COMPILED, "")] = "recurrent weights are compressed on request"
+            skipped[path.replace(COMPILED, "")] = "recurrent weights are compressed on request"
         elif _is_layer(module) and weight is None:
-            skipped[path.replace(_COMPILED, "")] = "its weight is computed from other parameters"
+            skipped[path.replace(COMPILED, "")] = "its weight is computed from other parameters"
         elif _is_layer(module) and weight is not None and not weight.requires_grad:
-            skipped[path.replace(_COMPILED, "")] = "it is frozen"
+            skipped[path.replace(COMPILED, "")] = "it is frozen"
     return skipped
 
 
@@ -129,10 +129,10 @@ def _parameters(model: nn.Module) -> Iterator[Target]:
         if isinstance(parameters[first], UninitializedParameter):
             raise TargetError(f"{first} has no shape yet: pass one batch through the model before the fit.")
         yield Target(
-            name=first.replace(_COMPILED, ""),
+            name=first.replace(COMPILED, ""),
             module=modules[path],
             attribute=attribute,
-            aliases=tuple(other.replace(_COMPILED, "") for other in others),
+            aliases=tuple(other.replace(COMPILED, "") for other in others),
         )
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_compress.core.hooks import untraced
-from lightning_compress.distillation.watch import COMPILED
+from lightning_compress.core.targets import COMPILED
 
 
 class Outermost:

@@ -16,9 +16,8 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_compress.core import ConfigurationError
 from lightning_compress.core.hooks import untraced
+from lightning_compress.core.targets import COMPILED
 from lightning_compress.distillation.base import Pick
-
-COMPILED = "_orig_mod."  # what torch.compile puts into the names of everything below it
 
 
 @dataclass(frozen=True)
@@ -107,11 +106,6 @@ class Watch:
             yield self.calls
         finally:
             self.calls, self._features, self._recording = [], {}, False
-
-    @property
-    def is_recording(self) -> bool:
-        """Whether :meth:`recording` is open."""
-        return self._recording
 
     def see(self, place: Place, value: Any) -> None:
         """What a hook at a place found."""

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_compress.core import CheckpointError, ConfigurationError, Target, TargetError
-from lightning_compress.core.targets import matches_any
+from lightning_compress.core.targets import COMPILED, matches_any
 from lightning_compress.quantization.activations import (
     ActivationQuantizer,
     LearnedBound,
@@ -28,7 +28,6 @@ from lightning_compress.quantization.settings import Settings
 from lightning_compress.quantization.stored import refuse_not_finite
 from lightning_compress.quantization.weights import WeightQuantizer, weight_quantizer
 
-_COMPILED = "_orig_mod."
 _PHASES = ("waiting", "watching", "active", "frozen")
 
 
@@ -235,7 +234,7 @@ def quantizers_of(model: nn.Module) -> Iterator[tuple[str, WeightQuantizer | Act
     """All quantizers of a model with their names."""
     for name, module in model.named_modules():
         if isinstance(module, (WeightQuantizer, ActivationQuantizer)):
-            yield name.replace(_COMPILED, ""), module
+            yield name.replace(COMPILED, ""), module
 
 
 def _settings_of(

@@ -248,3 +248,17 @@ def test_a_feature_without_a_gradient_is_named():
     module.body[0].requires_grad_(False)
     with pytest.warns(UserWarning, match=r"what 'body\.0' gives has no gradient"):
         fit(module, KnowledgeDistillation(teacher(), [SoftTargets(), Hint([("body.0", "0")])]))
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+def test_a_moving_average_is_what_is_asked(precision):
+    callback, seen = KnowledgeDistillation("ema", [LogitMSE()], ema_decay=0.5), []
+
+    class Look(pl.Callback):
+        def on_train_batch_end(self, run, pl_module, outputs, batch, batch_idx):
+            asked = next(iter(callback._distiller._teachers)).model
+            assert asked is callback.copies["ema"]
+            seen.append(asked.head.weight.clone())
+
+    fit(Tiny(), Look(), callback, precision=precision)
+    assert not torch.equal(seen[0], seen[-1])

@@ -9,13 +9,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_compress.core import ConfigurationError
+from lightning_compress.core.targets import COMPILED
 from lightning_compress.distillation.functional import split_heads
 from lightning_compress.distillation.layout import layers_of, projections_of
 
 _HEADS = ("num_attention_heads", "num_heads", "n_heads")
 _KEY_HEADS = ("num_key_value_heads",)
 _FUSED = "c_attn"  # GPT-2: queries, keys and values side by side
-_COMPILED = "_orig_mod."
 
 
 @dataclass(frozen=True)
@@ -123,4 +123,4 @@ def _holders(owner: nn.Module, network: nn.Module) -> Iterator[Any]:
 
 
 def _plain(name: str) -> str:
-    return name.replace(_COMPILED, "")
+    return name.replace(COMPILED, "")

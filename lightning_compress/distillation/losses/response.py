@@ -9,10 +9,9 @@ from torch import Tensor
 from lightning_compress.core import ConfigurationError
 from lightning_compress.distillation import functional
 from lightning_compress.distillation.base import DistillationLoss, Observation, logits_of, positive
+from lightning_compress.distillation.batch import IGNORED
 from lightning_compress.distillation.functional.shapes import check_mask
 from lightning_compress.distillation.losses.arguments import not_both_zero, one_of
-
-_IGNORED = -100
 
 
 class SoftTargets(DistillationLoss):
@@ -106,7 +105,7 @@ class DecoupledKD(DistillationLoss):
             )
         if own.ndim == 3 and labels.shape == own.shape[:2]:  # noqa: PLR2004
             mask = check_mask(student.mask, own.shape[0], own.shape[1])
-            labels = labels if mask is None else labels.masked_fill(~mask, _IGNORED)
+            labels = labels if mask is None else labels.masked_fill(~mask, IGNORED)
         return functional.decoupled(own, other, labels, temperature=self.temperature, alpha=self.alpha, beta=self.beta)
 
 
