@@ -10,14 +10,13 @@ import pytorch_lightning as pl
 
 from benchmarks import peers
 from benchmarks.fine_tuning import CACHE, SENTENCES, dense, fit, judge, show
-from benchmarks.latency import Runner, interleaved, ratio
+from benchmarks.latency import Runner, interleaved, median, ratio
 from benchmarks.points import Points
 from examples.rotten_tomatoes import RottenTomatoes
 from lightning_compress import QuantizationAwareTraining, TransformerModule, export
 
 DATA, SEED, LEARNING_RATE = "rt-3k", 0, 2e-5
 LENGTHS = (64, 128)
-ROUNDS, CALLS = 16, 15
 FOLDER = CACHE.parent / "quantization_speed"
 
 
@@ -62,17 +61,16 @@ def measure(threads: int) -> dict[str, Any]:
     test = RottenTomatoes().test_dataloader()
     result: dict[str, Any] = {"torch accuracy": accuracy}
     for length in LENGTHS:
-        inputs = FOLDER / f"{length}.npz"
         tokens = np.random.default_rng(0).integers(1_000, 20_000, (1, length))
-        np.savez(inputs, input_ids=tokens, attention_mask=np.ones_like(tokens))
+        inputs = {"input_ids": tokens, "attention_mask": np.ones_like(tokens)}
         runners = {
-            name: Runner(runtime, path, inputs, threads, precision)  # type: ignore[arg-type]
+            name: Runner(runtime, path, threads, precision)  # type: ignore[arg-type]
             for name, (runtime, path, precision) in found.items()
         }
-        times = interleaved(runners, rounds=ROUNDS, calls=CALLS)
+        times = interleaved(runners, inputs)
         for name, milliseconds in times.items():
             row = result.setdefault(name, {})
-            row[f"ms {length}"] = round(float(np.median(milliseconds)), 2)
+            row[f"ms {length}"] = round(median(milliseconds), 2)
             row[f"speedup {length}"] = str(ratio(times["ONNX Runtime float32"], milliseconds))
             row[f"to NNCF {length}"] = str(ratio(times["OpenVINO, NNCF"], milliseconds))
     for name, (runtime, path, precision) in found.items():

@@ -36,6 +36,22 @@ def root_logger_kept() -> Iterator[None]:
         root.handlers[:], root.filters[:] = handlers, filters
 
 
+@contextmanager
+def unlogged(name: str) -> Iterator[None]:
+    """Keep to itself what a part of this package has to say, where the caller says it in another way.
+
+    Args:
+        name: of the part's logger, and of those below it.
+    """
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 class _UnlessConfigured(logging.StreamHandler[TextIO]):
     """Writes a record that no handler of the user's will."""
 

@@ -19,10 +19,12 @@ class Outermost:
     Args:
         root: below which to look; itself included.
         on_first: called with the first one before it runs.
+        with_gradients: whether calls without gradients are passed over, as those for a metric.
     """
 
-    def __init__(self, root: nn.Module, on_first: Callable[[nn.Module], Any]) -> None:
+    def __init__(self, root: nn.Module, on_first: Callable[[nn.Module], Any], *, with_gradients: bool = True) -> None:
         self.found: list[nn.Module] = []
+        self._with_gradients = with_gradients
         self._on_first = on_first
         self._depth = 0
         self._handles: list[RemovableHandle] = []
@@ -34,7 +36,8 @@ class Outermost:
 
     @untraced
     def _enter(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        if self._depth == 0 and torch.is_grad_enabled() and not any(module is one for one in self.found):
+        counts = torch.is_grad_enabled() or not self._with_gradients
+        if self._depth == 0 and counts and not any(module is one for one in self.found):
             self.found.append(module)
             if len(self.found) == 1:
                 self._on_first(module)

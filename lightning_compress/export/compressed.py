@@ -62,27 +62,54 @@ def save_compressed(model: nn.Module | Mapping[str, Tensor], path: str | os.Path
             "checkpoint['state_dict']."
         )
     quantized = baked_weights(model) if isinstance(model, nn.Module) else {}
+    blob = entropy_coded(packed(state, quantized))
+    return write_whole(Path(path), blob)
+
+
+def packed(state: Mapping[str, Tensor], quantized: Mapping[str, BakedWeight]) -> bytes:
+    """What :func:`save_compressed` writes, before it is entropy-coded: a safetensors file.
+
+    Args:
+        state: tensors by name; those that are the same memory read the same way are stored once.
+        quantized: by their names in ``state``, those to be stored as integers.
+    """
     stored: dict[str, Tensor] = {}
     layout: dict[str, Any] = {}
-    first_names: dict[tuple[Any, ...], str] = {}
+    tied = tied_to(state)
     for name, value in state.items():
-        same = (value.untyped_storage().data_ptr(), value.storage_offset(), tuple(value.shape), value.stride())
-        if value.numel() and same in first_names:
-            layout[name] = {"tied": first_names[same]}
+        if name in tied:
+            layout[name] = {"tied": tied[name]}
             continue
-        first_names[same] = name
         layout[name] = {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
         if name in quantized:
             layout[name]["packed"] = _store_integers(stored, name, quantized[name])
         else:
             _store_numbers(stored, name, value.detach().cpu().contiguous().flatten())
     metadata = {"format": _PACKED if quantized else _PLAIN, "layout": json.dumps(layout)}
-    blob = (
-        _zstandard()
-        .ZstdCompressor(level=_LEVEL, threads=-1, write_checksum=True)
-        .compress(safetensors.torch.save(stored, metadata))
-    )
-    return write_whole(Path(path), blob)
+    blob: bytes = safetensors.torch.save(stored, metadata)
+    return blob
+
+
+def entropy_coded(blob: bytes) -> bytes:
+    """The same under Zstandard.
+
+    Raises:
+        MissingExtraError: the package zstandard is not installed.
+    """
+    coded: bytes = _zstandard().ZstdCompressor(level=_LEVEL, threads=-1, write_checksum=True).compress(blob)
+    return coded
+
+
+def tied_to(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Those names whose tensor is the same memory, read the same way, as that of an earlier name; with that name."""
+    first_names: dict[tuple[Any, ...], str] = {}
+    tied = {}
+    for name, value in state.items():
+        place = (value.untyped_storage().data_ptr(), value.storage_offset(), tuple(value.shape), value.stride())
+        first = first_names.setdefault(place, name)
+        if first != name and value.numel():
+            tied[name] = first
+    return tied
 
 
 def load_compressed(path: str | os.PathLike[str]) -> dict[str, Tensor]:

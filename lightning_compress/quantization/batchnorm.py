@@ -187,15 +187,15 @@ class _Folded(nn.Module):
 
 
 class _Folded1d(_Folded, nn.BatchNorm1d):
-    pass
+    original = nn.BatchNorm1d
 
 
 class _Folded2d(_Folded, nn.BatchNorm2d):
-    pass
+    original = nn.BatchNorm2d
 
 
 class _Folded3d(_Folded, nn.BatchNorm3d):
-    pass
+    original = nn.BatchNorm3d
 
 
 _FOLDED_CLASSES: dict[type[nn.Module], type[nn.Module]] = {

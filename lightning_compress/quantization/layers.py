@@ -17,7 +17,7 @@ from typing_extensions import override
 from lightning_compress.core import TargetError
 from lightning_compress.core.targets import is_transformers_conv1d
 from lightning_compress.quantization.activations import ActivationQuantizer
-from lightning_compress.quantization.batchnorm import folded_forward, is_folded
+from lightning_compress.quantization.batchnorm import evaluated_weight, folded_forward, is_folded
 from lightning_compress.quantization.weights import FollowingRange, WeightQuantizer
 
 INPUT = "input_quantizer"
@@ -38,6 +38,23 @@ class QuantizedLayer(nn.Module):
         """An input as it will be once quantized."""
         quantizer = child(self, INPUT)
         return tensor if quantizer is None else quantizer(tensor)
+
+    def stored_bits(self) -> dict[str, float]:
+        """Bits of the parameters that are quantized at the moment, by name."""
+        quantizers = {name: child(self, quantizer_name(name)) for name in self._parameters}
+        active = {name: own for name, own in quantizers.items() if isinstance(own, WeightQuantizer) and own.active}
+        return {name: own.bits for name, own in active.items()}
+
+    def stored_values(self, name: str) -> Tensor:
+        """A parameter as it will be once stored, with the batch normalization that is folded into it."""
+        weight: Tensor = evaluated_weight(self)[0] if is_folded(self) else getattr(self, name)
+        quantized: Tensor = child(self, quantizer_name(name))(weight)
+        return quantized
+
+    def rounded_input_bits(self) -> float | None:
+        """Bits of its input; ``None`` while that is not quantized."""
+        quantizer = child(self, INPUT)
+        return quantizer.simulated_bits() if isinstance(quantizer, ActivationQuantizer) else None
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         # The subclass has no name in any module by which it could be found again.
@@ -90,10 +107,8 @@ class _Embedding(QuantizedLayer):
         quantizer = self.weight_quantizer
         if isinstance(quantizer, FollowingRange) and quantizer.rows.members == self.embedding_dim:
             # Each entry has a scale of its own: only those looked up need to be quantized.
-            vectors = F.embedding(input, self.weight, *options)
-            if not quantizer.active:
-                return vectors
-            return quantizer.quantize(vectors.reshape(-1, self.embedding_dim)).view_as(vectors)
+            vectors: Tensor = quantizer(F.embedding(input, self.weight, *options))
+            return vectors
         return F.embedding(input, self.quantized(), *options)
 
 

@@ -17,6 +17,8 @@ _SIGNS = Grid(-1, 1)
 class Ternary(WeightQuantizer):
     """Ternary weight networks."""
 
+    bits = 2
+
     @override
     def quantize(self, rows: Tensor) -> Tensor:
         return low_bit.ternary_weight(rows)
@@ -31,6 +33,7 @@ class Ternary(WeightQuantizer):
 class TrainedTernary(WeightQuantizer):
     """TTQ: ternary weights whose two values are trained, one pair a row."""
 
+    bits = 2
     values: Tensor
 
     def __init__(self, rows: Rows) -> None:
@@ -66,6 +69,8 @@ class TrainedTernary(WeightQuantizer):
 class Binary(WeightQuantizer):
     """XNOR-Net's binary weights."""
 
+    bits = 1
+
     @override
     def quantize(self, rows: Tensor) -> Tensor:
         return low_bit.binary_weight(rows)
@@ -79,6 +84,8 @@ class Binary(WeightQuantizer):
 
 class BinaryConnect(WeightQuantizer):
     """BinaryConnect's weights of +-1."""
+
+    bits = 1
 
     @override
     def quantize(self, rows: Tensor) -> Tensor:

@@ -55,11 +55,20 @@ class WeightQuantizer(HoldsTensors):
 
     Args:
         rows: how the weight is cut.
+
+    Attributes:
+        bits: that one stored weight takes.
     """
+
+    bits: int
 
     def __init__(self, rows: Rows) -> None:
         super().__init__()
         self.rows = rows
+
+    def simulated_bits(self) -> float | None:
+        """Bits of one weight that it shows; ``None`` while it shows it as it is."""
+        return self.bits if self.active else None
 
     @override
     def forward(self, weight: Tensor) -> Tensor:

@@ -59,6 +59,10 @@ class ActivationQuantizer(HoldsTensors):
             self._watch(tensor.detach())
         return self.quantize(tensor) if self.active and self.has_range else tensor
 
+    def simulated_bits(self) -> float | None:
+        """Bits of one number that it shows; ``None`` while it shows it as it is."""
+        return self.grid.bits if self.active and self.has_range else None
+
     def quantize(self, tensor: Tensor) -> Tensor:
         """Fake-quantize; of the same shape and type."""
         raise NotImplementedError

@@ -46,8 +46,15 @@ class FollowingRange(WeightQuantizer):
 
     def __init__(self, rows: Rows, grid: Grid, *, power_of_two: bool) -> None:
         super().__init__(rows)
-        self.grid = grid
+        self.grid, self.bits = grid, grid.bits
         self.power_of_two = power_of_two
+
+    @override
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight, or entries that an embedding looked up in it, each with a scale of its own."""
+        if weight.shape == self.rows.shape or not self.active:
+            return super().forward(weight)
+        return self.quantize(weight.reshape(-1, self.rows.members)).view_as(weight)
 
     @override
     def quantize(self, rows: Tensor) -> Tensor:
@@ -73,7 +80,7 @@ class KeptRange(WeightQuantizer):
 
     def __init__(self, rows: Rows, grid: Grid, observer: WeightObserver, *, power_of_two: bool) -> None:
         super().__init__(rows)
-        self.grid = grid
+        self.grid, self.bits = grid, grid.bits
         self.observer = observer
         self.power_of_two = power_of_two
         self.hold("scale", torch.zeros(rows.count, 1))
@@ -108,7 +115,7 @@ class LearnedStep(WeightQuantizer):
 
     def __init__(self, rows: Rows, grid: Grid, *, first: Callable[[Tensor, Grid], Tensor]) -> None:
         super().__init__(rows)
-        self.grid = grid
+        self.grid, self.bits = grid, grid.bits
         self.first = first
         self.hold("step", torch.zeros(rows.count))
 
@@ -135,6 +142,8 @@ class LearnedStep(WeightQuantizer):
 
 class Float8(WeightQuantizer):
     """float8 (e4m3) numbers that reach to the largest weight of each row."""
+
+    bits = 8
 
     def __init__(self, rows: Rows, *, power_of_two: bool) -> None:
         super().__init__(rows)

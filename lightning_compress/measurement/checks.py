@@ -1,0 +1,41 @@
+"""What cannot be measured is refused by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from lightning_compress.core import CompressionError, ConfigurationError
+from lightning_compress.core.precision import plain_name
+from lightning_compress.core.targets import is_sharded
+
+
+def check_model(model: Any, function: str) -> None:
+    """Refuse what has no numbers to measure.
+
+    Args:
+        model: what a user gave.
+        function: that it was given to, for messages.
+
+    Raises:
+        ConfigurationError: no module, a parameter without a shape, or without numbers (on the meta device).
+        CompressionError: a parameter that is spread over processes.
+    """
+    if not isinstance(model, nn.Module):
+        raise ConfigurationError(f"{function}({type(model).__name__}) measures modules: give a torch.nn.Module.")
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for raw, tensor in tensors.items():
+        name = plain_name(raw)
+        if is_lazy(tensor):
+            raise ConfigurationError(f"{name} has no shape yet: pass one batch through the model before {function}.")
+        if is_sharded(tensor):
+            raise CompressionError(
+                f"{name} is spread over processes: {function} needs the whole model on each, as before fully_shard."
+            )
+        if tensor.is_meta:
+            raise ConfigurationError(
+                f"{name} is on the meta device, where it has no numbers, so {function} cannot tell its zeros: load the "
+                "model on a real device, as model.to_empty(device='cpu') and load_state_dict do."
+            )
