@@ -1,6 +1,13 @@
 """Compression for people who train with PyTorch Lightning."""
 
-from lightning_compress.callbacks import GradualPruning, KnowledgeDistillation, QuantizationAwareTraining
+from typing import TYPE_CHECKING, Any
+
+from lightning_compress.callbacks import (
+    CompressionReport,
+    GradualPruning,
+    KnowledgeDistillation,
+    QuantizationAwareTraining,
+)
 from lightning_compress.checkpoint import load_from_checkpoint
 from lightning_compress.core.errors import (
     CheckpointError,
@@ -12,13 +19,16 @@ from lightning_compress.core.errors import (
 from lightning_compress.core.logs import show_logs
 from lightning_compress.core.targets import targets
 from lightning_compress.export import export, load_compressed, save_compressed
-from lightning_compress.modules import DistillationModule, TransformerModule
 from lightning_compress.post_training import quantize
 from lightning_compress.quantization import convert, remove
+
+if TYPE_CHECKING:
+    from lightning_compress.modules import DistillationModule, TransformerModule
 
 __all__ = [
     "CheckpointError",
     "CompressionError",
+    "CompressionReport",
     "ConfigurationError",
     "DistillationModule",
     "GradualPruning",
@@ -38,3 +48,16 @@ __all__ = [
 ]
 
 show_logs()
+
+
+def __getattr__(name: str) -> Any:
+    # What stands on transformers comes when it is asked for: importing that takes long, and loads torchao, which talks.
+    if name in ("DistillationModule", "TransformerModule"):
+        from lightning_compress import modules
+
+        return getattr(modules, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -44,6 +44,10 @@ class AttachedCallback(pl.Callback):
     def end_fit(self) -> None:
         """Take away whatever stands on the model for the time of training alone."""
 
+    @abstractmethod
+    def in_words(self) -> str:
+        """What it does to a model, or did, in a sentence or two that need no knowledge of its arguments."""
+
     # When, in the order in which Lightning calls.
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

@@ -259,6 +259,17 @@ class GradualPruning(CompressionCallback):
             sentence += f" But {revived:,} pruned weights are not zero: something changes them after the optimizer."
         return sentence, as_asked and not revived
 
+    def in_words(self) -> str:
+        """Share of zeros, which weights were given up, and when."""
+        shares = sorted(set(self._finals.values()))
+        share = f"{shares[0]:.0%}" if len(shares) == 1 else f"{shares[0]:.0%} to {shares[-1]:.0%}, by layer"
+        what = {"unstructured": "single weights"}.get(self.pattern, f"weights in the pattern {self.pattern}")
+        criterion = self.criterion if isinstance(self.criterion, str) else "a rule of your own"
+        words = f"Set {share} of the chosen weights to zero: {what}, those that matter least by {criterion}"
+        words += f", along a {self.schedule} schedule"
+        words += f"; weights could grow again ({self.regrow})." if self.regrow else "."
+        return f"{words} At the end: {self.summary()[0]}" if self.is_training else words
+
     def _select(self, model: nn.Module) -> list[Target]:
         include, argument = self._include
         return select(model, include=include, exclude=self.exclude, argument=argument)

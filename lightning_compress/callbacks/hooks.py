@@ -71,15 +71,18 @@ def is_installed(module: pl.LightningModule) -> bool:
 
 def overridden(module: pl.LightningModule) -> list[str]:
     """Which hooks a module has of its own in which it may build layers that did not exist before."""
-    hooks = ("setup", "configure_model")
-    owners = {name: next(cls for cls in type(module).__mro__ if name in cls.__dict__) for name in hooks}
-    return [name for name, owner in owners.items() if not owner.__module__.startswith(_LIGHTNING)]
+    return [name for name in ("setup", "configure_model") if has_own(module, name)]
 
 
 def has_forward(module: pl.LightningModule) -> bool:
     """Whether a module can be called."""
-    owner = next(cls for cls in type(module).__mro__ if "forward" in cls.__dict__)
-    return not owner.__module__.startswith(("torch.", *_LIGHTNING))
+    return has_own(module, "forward")
+
+
+def has_own(module: pl.LightningModule, name: str) -> bool:
+    """Whether a method is the user's and not the one that Lightning or torch provides."""
+    owner = next((cls for cls in type(module).__mro__ if name in cls.__dict__), None)
+    return owner is not None and not owner.__module__.startswith(("torch.", *_LIGHTNING))
 
 
 def _save(self: pl.LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -228,6 +228,15 @@ class KnowledgeDistillation(AttachedCallback, AroundSteps):
         names = ", ".join(loss.name for loss in self.losses)
         rank_zero_info(f"KnowledgeDistillation: {type(network).__name__} was distilled by {names}.")
 
+    def in_words(self) -> str:
+        """From whom it learned, and what."""
+        teachers = [_named(one) for one in self._given]
+        terms = ", ".join(f"{loss.name} (weight {loss.weight:g})" for loss in self.losses)
+        return (
+            f"Learned from {' and '.join(teachers) or 'itself'} beside its own loss (weight {self.task_weight:g}), by: "
+            f"{terms}."
+        )
+
     def end_fit(self) -> None:
         """Take the hooks off the networks and the optimizers."""
         while self._handles:
@@ -330,6 +339,14 @@ class KnowledgeDistillation(AttachedCallback, AroundSteps):
         if self._distiller is None:
             raise CompressionError("KnowledgeDistillation is not attached to a running fit; pass it to a Trainer.")
         return self._distiller
+
+
+def _named(teacher: OneTeacher | None) -> str:
+    if teacher is None or isinstance(teacher, str):
+        return {"self": "a copy of itself from before", "ema": "a moving average of itself"}.get(str(teacher), "itself")
+    model = teacher.model if isinstance(teacher, NetworkTeacher) else teacher
+    size = f" of {sum(p.numel() for p in model.parameters()):,} parameters" if isinstance(model, nn.Module) else ""
+    return f"{type(model).__name__}{size}"
 
 
 def _with_loss(output: Any, change: Callable[[Tensor], Any]) -> Any:

@@ -16,13 +16,14 @@ class Stage(IntEnum):
     """A callback's place.
 
     Distillation first, so that a teacher copied from the student is still the dense one; then pruning, so that
-    quantization sees the zeros; averages last.
+    quantization sees the zeros; averages; and last the report on what came out.
     """
 
     DISTILL = 1
     PRUNE = 2
     QUANTIZE = 3
     AVERAGE = 4
+    REPORT = 5
 
 
 def find_callback(trainer: pl.Trainer, class_name: str) -> Any:

@@ -279,6 +279,15 @@ class QuantizationAwareTraining(CompressionCallback):
             sentence += f" But no input of {unseen[0]} and {len(unseen) - 1} more was ever seen: they stay as they are."
         return sentence, not unseen
 
+    def in_words(self) -> str:
+        """In how many bits the model computes."""
+        weights = f"{self.weight_bits} bits" if isinstance(self.weight_bits, int) else f"{self.weight_bits} numbers"
+        width = f"{self.activation_bits} bits" if isinstance(self.activation_bits, int) else self.activation_bits
+        rounded = f"inputs of layers rounded to {width}" if width else "inputs of layers left in floating point"
+        words = f"Trained with weights rounded to {weights} and {rounded}, so that it can be stored and run that way"
+        words += f"; ranges by {self.method}."
+        return f"{words} At the end: {self.summary()[0]}" if self.is_training else words
+
     def _train_ranges(self) -> None:
         quantization = self.attached()
         if quantization.phase == "active" and quantization.learned and self._ownership is not None:

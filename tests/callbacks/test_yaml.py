@@ -10,6 +10,7 @@ from pytorch_lightning.cli import LightningCLI
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_compress.callbacks.attached import AttachedCallback
+from lightning_compress.report import read_report
 
 FOLDER = Path(__file__).parents[2] / "callbacks"
 FILES = sorted(FOLDER.glob("*.yaml"))
@@ -30,9 +31,9 @@ class Network(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def command_line(config, *, run=True):
+def command_line(*configs, run=True):
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
-    command = [*(["fit"] if run else []), "--config", str(config)]
+    command = [*(["fit"] if run else []), *(word for config in configs for word in ("--config", str(config)))]
     return LightningCLI(
         Network,
         trainer_defaults={**quiet, "max_epochs": 1},
@@ -64,7 +65,17 @@ def test_every_file_runs_a_fit(config, holds):
 
 
 def test_there_is_a_file_for_each_callback_of_the_package():
-    assert {file.stem for file in FILES} == {"gradual_pruning", "knowledge_distillation", "quantization_aware_training"}
+    names = ("compression_report", "gradual_pruning", "knowledge_distillation", "quantization_aware_training")
+    assert {file.stem for file in FILES} == set(names)
+
+
+def test_the_file_of_the_report_adds_to_that_of_another_callback(tmp_path):
+    config = tmp_path / "config.yaml"
+    text = (FOLDER / "compression_report.yaml").read_text()
+    config.write_text(text.replace("dirpath: null", f"dirpath: {tmp_path}").replace("runtimes: null", "runtimes: []"))
+    cli = command_line(FOLDER / "gradual_pruning.yaml", config)
+    assert is_sparse(cli.model.net[0])
+    assert [one.name for one in read_report(tmp_path).applied] == ["GradualPruning"]
 
 
 def test_the_file_of_distillation_runs_a_fit():

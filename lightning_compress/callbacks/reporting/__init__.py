@@ -1,0 +1,1 @@
+"""What :class:`~lightning_compress.callbacks.CompressionReport` does at the end of a run, in parts."""
