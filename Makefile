@@ -21,7 +21,7 @@ export TOKENIZERS_PARALLELISM := false
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-6s %s\n", $$1, $$2}' Makefile
 
-demo: $(STAMP)  ## fine-tune and prune a small model, and print what it bought
+demo: $(STAMP)  ## fine-tune and prune a small model, and report what it bought
 	$(BIN)/python -m examples.demo
 
 test: export OMP_NUM_THREADS := 1

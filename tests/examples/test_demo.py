@@ -4,15 +4,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+from lightning_compress.report import read_report
 
-def test_the_demo_prints_before_and_after():
+
+def test_the_demo_prints_before_and_after_and_leaves_a_page(tmp_path):
     root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "examples.demo", "--sentences", "352", "--test-sentences", "32"]
+    sizes = ["--sentences", "352", "--test-sentences", "32", "--report", str(tmp_path), "--runtimes"]
+    command = [sys.executable, "-m", "examples.demo", *sizes]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "subset" in done.stdout
-    assert "dense" in done.stdout
-    assert "pruned, 80%" in done.stdout
+    assert "smaller on disk" in done.stdout
+    assert (tmp_path / "report.html").exists()
+    found = read_report(tmp_path)
+    assert (found.evaluation.loader, found.evaluation.examples) == ("test", 32)
     # 80 % of the 10,616,832 weights of the encoder's linear layers are gone.
-    assert "22.71M" in done.stdout
-    assert "14.22M" in done.stdout
+    assert found.compressed.parameters - found.compressed.nonzero >= round(0.8 * 10_616_832)
+    assert [one.name for one in found.applied] == ["GradualPruning"]
