@@ -67,7 +67,7 @@ def load_from_checkpoint(module_class: type[Module], path: str | os.PathLike[str
 def _states(path: str | os.PathLike[str], *, weights_only: bool) -> Mapping[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=weights_only)
-    except OSError:
+    except (FileNotFoundError, PermissionError, IsADirectoryError):  # of a cut-off file torch says OSError
         raise
     except Exception as error:
         if foreign := _FOREIGN.search(str(error)):

@@ -44,3 +44,13 @@ def test_a_state_that_is_no_mapping(damage, tmp_path):
     torch.save({"state_dict": Tiny().state_dict(), "lightning_compress": {"X": damage}}, path)
     with pytest.raises(CheckpointError, match=r"'lightning_compress' is damaged, the state of X is (7|5|None) and no"):
         load_from_checkpoint(Tiny, path)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+def test_a_file_that_was_cut_off_is_named(share, tmp_path):
+    path = saved(Tiny(), tmp_path)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(CheckpointError, match=r"model\.ckpt is no checkpoint that torch can read"):
+        load_from_checkpoint(Tiny, path)
+    with pytest.raises(FileNotFoundError):
+        load_from_checkpoint(Tiny, tmp_path / "none.ckpt")

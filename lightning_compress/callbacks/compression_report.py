@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+from pytorch_lightning.utilities.seed import isolate_rng
 from torch import nn
 
 from lightning_compress.callbacks.attached import AttachedCallback
@@ -21,7 +23,8 @@ from lightning_compress.callbacks.reporting.baseline import BEFORE_FIT, Baseline
 from lightning_compress.callbacks.reporting.comparison import compare
 from lightning_compress.callbacks.reporting.curves import Curves
 from lightning_compress.callbacks.reporting.dense import DenseModel
-from lightning_compress.callbacks.reporting.evaluation import chosen_loaders
+from lightning_compress.callbacks.reporting.loaders import chosen_loaders
+from lightning_compress.callbacks.reporting.untouched import untouched
 from lightning_compress.callbacks.state import refuse_damage
 from lightning_compress.core import ConfigurationError
 from lightning_compress.measurement.subjects import Runtime
@@ -109,7 +112,7 @@ class CompressionReport(AttachedCallback):
         self.report: Report | None = None
         self._dense = DenseModel(baseline)
         self._curves = Curves()
-        self._trains = False
+        self._trains = self._has_trained = False
         self._joins_late = False  # a run that was compressed before without a report
 
     @cached_property
@@ -136,7 +139,7 @@ class CompressionReport(AttachedCallback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Weights are loaded and nothing has changed them: copy the dense model."""
-        self._trains = True
+        self._trains, self._has_trained = True, False
         state = self._handover.take(pl_module)
         if state is None:
             self._curves = Curves()
@@ -169,7 +172,13 @@ class CompressionReport(AttachedCallback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Report on the model that the fit leaves, on the validation data."""
+        self._has_trained = True
         self._write(trainer, pl_module, "validation")
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Lightning ends no training that it did not begin."""
+        if not self._has_trained:
+            rank_zero_warn("CompressionReport: the fit had no step to take, so there is no report on it.")
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Report on the model that was tested, on the test data."""
@@ -181,17 +190,32 @@ class CompressionReport(AttachedCallback):
             rank_zero_info("CompressionReport: nothing is reported under fast_dev_run.")
             return
         folder = self._resolve_folder(trainer)
-        loaders = chosen_loaders(trainer, stage, self.dataloader)
+        with isolate_rng(), untouched(pl_module):  # loaders draw a seed, and what is evaluated may count
+            self.report = self._measured(trainer, pl_module, stage)
+        if self.report is not None:
+            self._show(trainer, self.report, folder)
+        trainer.strategy.barrier("CompressionReport")
+
+    def _measured(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> Report | None:
+        """On the first rank; the others take part in the evaluation."""
         attempts = Attempts()
+        loaders = chosen_loaders(trainer, stage, self.dataloader)
         dense = attempts.run("baseline", lambda: self._dense.resolve(pl_module))
+        if not trainer.strategy.reduce_boolean_decision(dense is not None, all=True):
+            dense = None  # on none, if one of them cannot read it
         compared = compare(pl_module, dense, loaders, trainer, attempts, slices=self.slices)
-        if trainer.is_global_zero:
+        if not trainer.is_global_zero:
+            return None
+        with ExitStack() as stack:
+            if dense is not None:
+                stack.enter_context(untouched(dense))
+                stack.callback(dense.cpu)
+                attempts.run("baseline", lambda: dense.to(trainer.strategy.root_device))  # to be timed where both are
             try:
-                self.report = self._build(trainer, pl_module, dense, compared, attempts)
-                self._show(trainer, self.report, folder)
+                return self._build(trainer, pl_module, dense, compared, attempts)
             except Exception as error:
                 rank_zero_warn(f"CompressionReport: there is no report: {type(error).__name__}: {error}.")
-        trainer.strategy.barrier("CompressionReport")
+                return None
 
     def _build(
         self,
@@ -223,8 +247,14 @@ class CompressionReport(AttachedCallback):
             rank_zero_info("%s", report_table(report))
             rank_zero_warn(f"CompressionReport: cannot write to {folder}: {error}.")
         for logger in trainer.loggers:
-            logger.log_metrics(figures(report), step=trainer.global_step)
-            logger.save()
+            try:
+                logger.log_metrics(figures(report), step=trainer.global_step)
+                logger.save()
+            except Exception as error:
+                rank_zero_warn(
+                    f"CompressionReport: {type(logger).__name__} did not take the figures: "
+                    f"{type(error).__name__}: {error}."
+                )
 
     def _resolve_folder(self, trainer: pl.Trainer) -> Path:
         logged = trainer.log_dir  # on all ranks: it is broadcast
@@ -259,13 +289,14 @@ class CompressionReport(AttachedCallback):
 
     def state(self) -> dict[str, Any]:
         """The curves so far, and where the dense weights are, or would be."""
-        file = None if self._dense.file is None else str(self._dense.file)
+        file = None if self._dense.file is None else str(self._dense.file.absolute())
         return {"method": {"curves": self._curves.state_dict(), "dense": file}}
 
     def _load(self, pl_module: pl.LightningModule, state: Mapping[str, Any]) -> None:
         method = state["method"]
         self._curves = Curves.from_state(method["curves"])
-        self._dense.resume(pl_module, None if method["dense"] is None else Path(method["dense"]))
+        file = None if method["dense"] is None else Path(method["dense"])
+        self._dense.resume(pl_module, file, self._resolve_folder(pl_module.trainer))
 
     def end_fit(self) -> None:
         """The dense model stays, for a test."""

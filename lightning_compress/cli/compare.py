@@ -106,6 +106,8 @@ def _check(given: Any) -> None:
         raise ConfigurationError(
             f"--plot {given.plot}: the plot is an SVG; name it {Path(given.plot).with_suffix('.svg')}."
         )
+    if given.plot and not Path(given.plot).parent.is_dir():
+        raise ConfigurationError(f"--plot {given.plot}: there is no folder {Path(given.plot).parent}; make it first.")
 
 
 def _speeds(files: Sequence[Contents], given: Any) -> tuple[dict[int, Speed], dict[int, str]]:

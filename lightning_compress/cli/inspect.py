@@ -19,6 +19,7 @@ from lightning_compress.cli.zeros import pattern_of
 from lightning_compress.core import Target
 from lightning_compress.core.targets import matches_any
 from lightning_compress.report.numbers import scaled, share, significant
+from lightning_compress.report.plain import to_plain
 from lightning_compress.report.table import text_table
 
 SUMMARY = "what was done to a model, layer by layer"
@@ -87,8 +88,7 @@ def described(key: str, state: Mapping[str, Any]) -> str:
         'GradualPruning(sparsity=0.8), 3 optimizer steps'
     """
     name = re.split(r"\W", key, maxsplit=1)[0]
-    settings = state.get("settings", {})
-    settings = settings if isinstance(settings, Mapping) else {}
+    settings = _mapping(state, "settings")
     defaults = _defaults(name)
     changed = {
         word: value
@@ -103,14 +103,11 @@ def trained_bits(contents: Contents) -> dict[str, str]:
     """Bits to which ``QuantizationAwareTraining`` rounded weights that a checkpoint holds unrounded, by name."""
     found: dict[str, str] = {}
     for state in contents.states.values():
-        method, settings = state.get("method", {}), state.get("settings", {})
-        quantization = method.get("quantization", {}) if isinstance(method, Mapping) else {}
-        if not isinstance(settings, Mapping) or not isinstance(quantization, Mapping):
-            continue
+        settings, quantization = _mapping(state, "settings"), _mapping(_mapping(state, "method"), "quantization")
         if quantization.get("phase") not in ("active", "frozen"):
             continue
-        names = {key.removesuffix("_quantizer") for key in quantization.get("quantizers", {})}
-        overrides = settings.get("overrides") or {}
+        names = {str(key).removesuffix("_quantizer") for key in _mapping(quantization, "quantizers")}
+        overrides = _mapping(settings, "overrides")
         for weight in contents.weights:
             if weight.name in names:
                 found[weight.name] = _bits_for(weight.name, settings.get("weight_bits"), overrides)
@@ -185,11 +182,17 @@ def _progress(run_state: Any) -> str:
     return text
 
 
-def _bits_for(name: str, bits: object, overrides: Mapping[str, Mapping[str, Any]]) -> str:
+def _mapping(state: Mapping[Any, Any], entry: str) -> Mapping[Any, Any]:
+    """An entry of a state; empty where it is not there, or not what this package writes."""
+    found = state.get(entry)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _bits_for(name: str, bits: object, overrides: Mapping[Any, Any]) -> str:
     target = Target(name, nn.Module(), name.rpartition(".")[2])
-    for pattern, settings in overrides.items():
-        if matches_any(target, pattern):
-            bits = settings.get("weight_bits", bits)
+    for pattern in overrides:
+        if matches_any(target, str(pattern)):
+            bits = _mapping(overrides, pattern).get("weight_bits", bits)
             break
     return str(bits)
 
@@ -202,8 +205,8 @@ def _as_json(contents: Contents, lines: Sequence[Line]) -> dict[str, Any]:
         "callbacks": [
             {
                 "name": re.split(r"\W", key, maxsplit=1)[0],
-                "settings": state.get("settings", {}),
-                "run": state.get("run"),
+                "settings": to_plain(state.get("settings", {})),
+                "run": to_plain(state.get("run")),
             }
             for key, state in contents.states.items()
         ],

@@ -29,17 +29,22 @@ def add_arguments(parser: Any) -> None:
 
 
 def run(given: Any) -> int:
-    """Show the report; 1 if measurements failed."""
+    """Show the report; 1 if measurements failed, or the page cannot be written."""
     file = find_report(Path(given.run_dir))
     report = read_report(file)
-    target = file.with_name(HTML_NAME)
-    write_whole(target, page(report).encode("utf-8", errors="replace"))
+    target: Path | None = file.with_name(HTML_NAME)
+    try:
+        write_whole(file.with_name(HTML_NAME), page(report).encode("utf-8", errors="replace"))
+    except OSError as error:  # a folder of somebody else's can still be read
+        complain(f"page not written: {error}")
+        target = None
     if given.json:
-        show_json({"verdict": to_plain(verdict(report)), "report": to_plain(report), "page": str(target)})
+        show_json({"verdict": to_plain(verdict(report)), "report": to_plain(report), "page": target and str(target)})
     else:
-        show(f"{report.title}, {report.created}\n\n{report_table(report, width=width(), color=color())}\n")
-        show(f"page: {target}")
-    return int(bool(report.failures))
+        show(f"{report.title}, {report.created}\n\n{report_table(report, width=width(), color=color())}")
+        if target is not None:
+            show(f"\npage: {target}")
+    return int(bool(report.failures) or target is None)
 
 
 def find_report(path: Path) -> Path:

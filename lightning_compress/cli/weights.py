@@ -115,12 +115,11 @@ def read_weights(path: Path, *, trust: bool = False) -> Contents:
 def _read_checkpoint(path: Path, size: int, *, trust: bool) -> Contents:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=not trust)
-    except OSError:
-        raise
-    except Exception as error:
+    except Exception as error:  # of a cut-off file torch also says OSError
         if foreign := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise CheckpointError(
-                f"{path} holds a {foreign[1]}, which torch builds only where you trust the file: add --trust."
+                f"{path} holds a {foreign[1]}, which torch builds only where you trust the file, since it can run "
+                "code: add --trust if you know who wrote it."
             ) from error
         raise CheckpointError(f"{path} is no checkpoint that torch can read.") from error
     if not isinstance(checkpoint, Mapping):
@@ -130,8 +129,12 @@ def _read_checkpoint(path: Path, size: int, *, trust: bool) -> Contents:
     tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors: neither a checkpoint of Lightning's nor a state dict.")
+    if empty := next((name for name, value in tensors.items() if value.is_meta), None):
+        raise CheckpointError(f"{path} holds no numbers for {empty}: it was saved from the meta device.")
     states = checkpoint.get(CHECKPOINT_KEY, {})
-    if not isinstance(states, Mapping) or not all(isinstance(entry, Mapping) for entry in states.values()):
+    if not isinstance(states, Mapping) or not all(
+        isinstance(key, str) and isinstance(entry, Mapping) for key, entry in states.items()
+    ):
         raise CheckpointError(
             f"{path}: its entry {CHECKPOINT_KEY!r} is damaged; it is no mapping from callbacks to states."
         )
@@ -150,9 +153,17 @@ def _weights(tensors: Mapping[str, Tensor], bits: Mapping[str, float] | None = N
             continue
         seen.add(place)
         stored = (bits or {}).get(name, 8.0 * tensor.element_size())
-        zeros = tensor.numel() - int(torch.count_nonzero(tensor.float() if tensor.element_size() == 1 else tensor))
-        weights.append(Weight(name.replace(COMPILED, ""), tuple(tensor.shape), stored, zeros, tensor))
+        numbers = _numbers(tensor)
+        zeros = tensor.numel() - int(torch.count_nonzero(numbers))
+        weights.append(Weight(name.replace(COMPILED, ""), tuple(tensor.shape), stored, zeros, numbers))
     return tuple(weights)
+
+
+def _numbers(tensor: Tensor) -> Tensor:
+    """As a type that torch counts the zeros of."""
+    if tensor.is_quantized:
+        return tensor.dequantize()
+    return tensor.float() if tensor.element_size() == 1 else tensor
 
 
 def _packed_bits(path: Path) -> dict[str, float]:

@@ -74,12 +74,17 @@ def labels_of(batch: Any, where: Labels) -> Tensor | None:
             raise ConfigurationError(
                 f"labels={where!r}: the batch, a {type(batch).__name__}, has no such entry."
             ) from error
-    elif isinstance(batch, Mapping):
-        found = next((batch[name] for name in LABELS if name in batch), None)
     else:
-        found = batch[-1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
+        found = entry_of_labels(batch)
     is_classes = isinstance(found, Tensor) and not found.is_floating_point() and found.dtype != torch.bool
     return found if is_classes else None
+
+
+def entry_of_labels(batch: Any) -> Any:
+    """Where labels usually stand: under a usual key, or last in a sequence of several; ``None`` if nowhere."""
+    if isinstance(batch, Mapping):
+        return next((batch[name] for name in LABELS if name in batch), None)
+    return batch[-1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
 
 
 def inputs_of(batch: Any, where: Labels, network: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:

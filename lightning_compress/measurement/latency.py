@@ -100,7 +100,7 @@ def measure_latency(
         'faster'
     """
     check(threads=threads, precision=precision, seconds=seconds, timeout=timeout)
-    if not 0 < tolerance < 1:
+    if not isinstance(tolerance, float) or not 0 < tolerance < 1:
         raise ConfigurationError(f"tolerance={tolerance!r}: expected a share between 0 and 1, as 0.03 for 3 %.")
     feed = Feed(inputs)
     records = _records(feed, sizes("batch_sizes", batch_sizes), sizes("lengths", lengths))

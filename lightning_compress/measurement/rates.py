@@ -74,5 +74,5 @@ def speedup_rate(s: float, s_star: float) -> float:
 
 def _check(**sizes: float) -> None:
     for name, size in sizes.items():
-        if not (math.isfinite(size) and size > 0):
+        if not isinstance(size, (int, float)) or not (math.isfinite(size) and size > 0):
             raise ConfigurationError(f"{name}={size!r} is no size or time: give a number above zero.")

@@ -25,6 +25,7 @@ _MOVES = frozenset(
 _LOOKUPS = frozenset({"embedding", "index_select", "gather", "index", "_embedding_bag", "_embedding_bag_forward_only"})
 _OVERWRITES = frozenset({"copy_", "fill_", "zero_", "normal_", "uniform_", "bernoulli_", "random_"})
 _ALLOCATES = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"})
+_LOW_BITS = 8
 _RECURRENT = {"mkldnn_rnn_layer": 3, "_cudnn_rnn": 3, "miopen_rnn": 3}  # outputs; the others are for the backward pass
 
 
@@ -118,7 +119,7 @@ class Recorder(TorchDispatchMode):
         """Enter new storages, with what is known of them from those that they were computed from."""
         is_activation = is_product or name in _LOOKUPS or any(origin.is_activation for origin in known)
         parameters = [own for tensor in inputs if (own := self._parameter_of(tensor)) is not None]
-        bits = [origin.bits for origin in known] if name in _MOVES else [None]
+        bits = [_grid_bits(origin) for origin in known] if name in _MOVES else [None]
         for tensor in fresh:
             origin = self._storages.add(tensor, nbytes)
             if origin is None:
@@ -203,6 +204,12 @@ class Recorder(TorchDispatchMode):
             return
         shown.bits = bits
         self._storages.stand_for(shown, given)
+
+
+def _grid_bits(origin: Origin) -> float | None:
+    """Bits of the grid on which the numbers of a storage are, if they are on one: of a low-bit kernel's weight too."""
+    stored = [weight.bits for weight in origin.weights]
+    return max(stored) if stored and max(stored) <= _LOW_BITS else origin.bits
 
 
 def _share_of_nonzero(tensor: Tensor) -> float:

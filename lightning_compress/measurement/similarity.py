@@ -127,7 +127,7 @@ def layer_similarity(
 
     Raises:
         TargetError: a pattern matches nothing.
-        ConfigurationError: there is no batch, the model cannot be called with it, or nothing can be compared.
+        ConfigurationError: not two modules, no batch, the model cannot be called with it, or nothing can be compared.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -135,6 +135,9 @@ def layer_similarity(
         >>> {name: round(value, 6) for name, value in result.items()}
         {'0': 1.0, '2': 1.0}
     """
+    for argument, model in (("dense", dense), ("compressed", compressed)):
+        if not isinstance(model, nn.Module):
+            raise ConfigurationError(f"{argument} of type {type(model).__name__}: give a torch.nn.Module.")
     ours, theirs = chosen_layers(dense, layers), _by_name(compressed)
     missing = [name for name in ours if name not in theirs]
     if layers is not None and missing:

@@ -43,7 +43,7 @@ def compression_error(dense: nn.Module, compressed: nn.Module) -> dict[str, Weig
         Errors by parameter name; those that only one model has, or in another shape, are missing.
 
     Raises:
-        ConfigurationError: a quantized model, or no parameter in common.
+        ConfigurationError: no module, a quantized model, or no parameter in common.
 
     Example:
         >>> before, after = nn.Linear(2, 1, bias=False), nn.Linear(2, 1, bias=False)
@@ -82,6 +82,8 @@ def _error(weight: Tensor, other: Tensor) -> WeightError:
 
 
 def _refuse_quantized(model: nn.Module, argument: str) -> None:
+    if not isinstance(model, nn.Module):
+        raise ConfigurationError(f"{argument} of type {type(model).__name__}: give a torch.nn.Module.")
     for name, module in model.named_modules():
         # By name, for methods never import each other.
         is_quantized = type(module).__module__.startswith(_QUANTIZATION)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+from lightning_compress.core.copies import copied
 from lightning_compress.quantization.baked import baked_weights
 from lightning_compress.quantization.model import strip_
 
 _PATCHED_HOOKS = "_lightning_compress_originals"  # where the callbacks keep the hooks that they replaced
+_COMPILED, _ORIGINAL = "_compiler_ctx", "original_"  # where Lightning keeps the methods that it compiled, and how
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -57,10 +58,25 @@ def remove_(model: nn.Module) -> None:
 
 def copy_of(model: Model) -> Model:
     """A deep copy without trainer and without the hooks that callbacks patched into it; quantizers stay."""
-    duplicate = copy.deepcopy(model)
+    duplicate = copied(model)
     for module in duplicate.modules():
         _restore_hooks(module.__dict__)
+        uncompile_(module.__dict__)
     return duplicate
+
+
+def uncompile_(attributes: dict[str, Any]) -> None:
+    """Let a LightningModule run eagerly that was compiled as a whole: its compiled methods are those of the original.
+
+    Args:
+        attributes: of the module.
+    """
+    if (compiled := attributes.get(_COMPILED)) is None:
+        return
+    for name in compiled:
+        if name.startswith(_ORIGINAL):
+            attributes.pop(name.removeprefix(_ORIGINAL), None)
+    attributes[_COMPILED] = None
 
 
 def _restore_hooks(attributes: dict[str, Any]) -> None:

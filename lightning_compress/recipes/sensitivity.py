@@ -118,7 +118,10 @@ def _changes(sparsities: Sequence[float], bits: Sequence[Bits], ranks: Sequence[
             if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0.0 < share <= 1.0:
                 raise ConfigurationError(f"{argument}={list(shares)!r}: {share!r} is no share in (0, 1].")
     for each in bits:
-        rounding(each)
+        try:
+            rounding(each)
+        except ConfigurationError as error:
+            raise ConfigurationError(str(error).replace("weight_bits=", f"bits={list(bits)!r}: ")) from error
     asked: dict[Kind, Sequence[Any]] = {"sparsity": sparsities, "bits": bits, "rank": ranks}
     changes: list[Change] = [(kind, value) for kind, values in asked.items() for value in dict.fromkeys(values)]
     if not changes:

@@ -148,7 +148,8 @@ class PointsFile:
             content = json.loads(path.read_text(encoding="utf-8"))
             is_ours = (content["format"], content["version"]) == (_FORMAT, _VERSION)
             points = {(one["layer"], one["kind"], one["value"]): _read(one["score"]) for one in content["points"]}
-            dense, model, settings = content["dense"], content["model"], content["settings"]
+            dense = None if content["dense"] is None else _read(content["dense"])
+            model, settings = content["model"], dict(content["settings"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"path={str(path)!r} is no file of a sensitivity analysis, or a damaged one: {error!r}; name another."
@@ -162,7 +163,7 @@ class PointsFile:
                 f"path={str(path)!r} was begun with other settings ({changed}); name another file, delete it, or ask "
                 "for the same again."
             )
-        self.dense, self.points = None if dense is None else _read(dense), points
+        self.dense, self.points = dense, points
 
 
 def _differing(before: Mapping[str, Any], now: Any) -> str:

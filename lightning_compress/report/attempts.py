@@ -52,6 +52,10 @@ class Attempts:
         finally:
             self.seconds[measurement] = self.seconds.get(measurement, 0.0) + time.perf_counter() - began
 
+    def reason(self, measurement: str) -> str | None:
+        """Why a measurement failed, if it did."""
+        return next((failure.reason for failure in self.failures if failure.measurement == measurement), None)
+
     def note(self, measurement: str, why: str) -> None:
         """Say that something could not be measured."""
         if all(failure.measurement != measurement for failure in self.failures):

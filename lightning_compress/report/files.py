@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lightning_compress.core import CheckpointError
 from lightning_compress.export.files import write_whole
 from lightning_compress.report.page import page
-from lightning_compress.report.plain import UnexpectedValueError, from_plain, to_plain
 from lightning_compress.report.schema import SCHEMA, VERSION, Report
+from lightning_compress.report.versioned import Schema, from_json, to_json, utf8
 
 JSON_NAME, HTML_NAME = "report.json", "report.html"
+_REPORT = Schema(SCHEMA, VERSION, "report", "CompressionReport")
 
 
 @dataclass(frozen=True)
@@ -58,11 +57,8 @@ def write_report(report: Report, folder: str | os.PathLike[str]) -> ReportFiles:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     files = ReportFiles(folder / JSON_NAME, folder / HTML_NAME)
-    blob = json.dumps(
-        {"schema": SCHEMA, "version": VERSION, **to_plain(report)}, indent=1, allow_nan=False, ensure_ascii=False
-    )
-    write_whole(files.json, _utf8(blob + "\n"))
-    write_whole(files.html, _utf8(page(report)))
+    write_whole(files.json, to_json(report, _REPORT))
+    write_whole(files.html, utf8(page(report)))
     return files
 
 
@@ -81,37 +77,10 @@ def read_report(path: str | os.PathLike[str]) -> Report:
     """
     path = Path(path)
     file = path / JSON_NAME if path.is_dir() else path
-    content = _content(file)
-    name, version = content.pop("schema", None), content.pop("version", None)
-    if name != SCHEMA:
-        raise CheckpointError(f"{file} is no report: its schema is {name!r}, not {SCHEMA!r}.")
-    if version != VERSION:
-        later = isinstance(version, int) and version > VERSION
-        advice = "read it with a later release of lightning_compress" if later else "write the report anew"
-        raise CheckpointError(f"{file} is of version {version!r} and this release reads version {VERSION}; {advice}.")
-    try:
-        report: Report = from_plain(Report, content)
-    except UnexpectedValueError as error:
-        raise CheckpointError(f"{file} is damaged: {error}.") from error
+    report: Report = from_json(file, Report, _REPORT)
+    for place, curve in enumerate(report.curves):
+        if len(curve.steps) != len(curve.values):
+            raise CheckpointError(
+                f"{file} is damaged: curves[{place}] has {len(curve.steps)} steps and {len(curve.values)} values."
+            )
     return report
-
-
-def _content(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"there is no report at {file}; CompressionReport writes one.") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} is damaged, or no JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file} is no report: it holds a {type(content).__name__}, not a mapping.")
-    return content
-
-
-def _refuse(token: str) -> None:
-    raise ValueError(f"{token} is no number in JSON")
-
-
-def _utf8(text: str) -> bytes:
-    # Previews come from anywhere: half of a surrogate pair must not lose the report.
-    return text.encode("utf-8", errors="replace")

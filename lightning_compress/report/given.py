@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lightning_compress.core import CompressionError
@@ -56,6 +58,32 @@ class Given:
             return tensor[:count] if tensor.dim() and len(tensor) == size else tensor
 
         return Given(*pytree.tree_map_only(Tensor, cut, (self.arguments, dict(self.keywords), self.labels)))
+
+    def on(self, device: torch.device) -> Given:
+        """The call with its tensors on a device."""
+        return Given(
+            *pytree.tree_map_only(
+                Tensor, lambda tensor: tensor.to(device), (self.arguments, dict(self.keywords), self.labels)
+            )
+        )
+
+    def named(self, network: nn.Module) -> Given:
+        """The call by names alone, if it has several arguments: files, and loaders' batches, are called so.
+
+        Args:
+            network: that was called. One that takes any number of arguments gives them no names.
+        """
+        if len(self.arguments) + len(self.keywords) < 2 or not self.arguments:  # noqa: PLR2004
+            return self
+        try:
+            parameters = inspect.signature(network.forward).parameters.values()
+        except (TypeError, ValueError):
+            return self
+        positional = [one.name for one in parameters if one.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+        if len(positional) < len(self.arguments):
+            return self
+        given = zip(positional, self.arguments, strict=False)
+        return Given((), {**dict(given), **self.keywords}, self.labels)
 
     def batch(self) -> Any:
         """As a loader would give it, labels and all; several arguments by position stay a tuple."""

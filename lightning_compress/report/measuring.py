@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 from torch import nn
 
-from lightning_compress.core import ConfigurationError
+from lightning_compress.core import CompressionError, ConfigurationError
 from lightning_compress.export.disk_size import DiskSize, disk_size
 from lightning_compress.export.failures import installed
 from lightning_compress.measurement import Operations, check_guidelines, count_operations, measure_size
@@ -27,6 +27,11 @@ from lightning_compress.report.schema import Applied, Curve, Finding, Model, Rep
 from lightning_compress.report.speed import Speeds, measure_speeds
 
 _CHECKED = 8  # batches on which an exported file is compared with the model
+
+_WHOLE = (
+    "One example alone cannot be cut out of a batch for this network, so that operations, latency and memory are those "
+    "of the first batch."
+)
 
 
 def build_report(
@@ -59,7 +64,7 @@ def build_report(
         attempts: takes what fails.
     """
     networks = compared.networks or (modules if sample is not None else {})
-    given = attempts.run("sample", lambda: _one_example(sample, compared))
+    given, notes = attempts.run("sample", lambda: _one_example(sample, compared)) or (None, ())
     models = {name: _model(name, module, attempts) for name, module in modules.items()}
     disks = _disks(modules, attempts)
     for name, disk in disks.items():
@@ -72,7 +77,7 @@ def build_report(
             label = f"operations of the {name} model"
             counted[name] = attempts.run(label, partial(_counted, network, given))
             models[name] = _with_operations(models[name], counted[name])
-        findings = attempts.run("guidelines", partial(_findings, remove(networks[COMPRESSED]), given)) or ()
+        findings = attempts.run("guidelines", partial(_findings, networks[COMPRESSED], given)) or ()
         with TemporaryDirectory() as folder:
             checks = [given, *compared.given[: _CHECKED if sample is None else 0]]
             speeds = measure_speeds(networks, checks, runtimes, Path(folder), attempts)
@@ -102,7 +107,7 @@ def build_report(
         ),
         curves=tuple(Curve(name, *points) for name, points in curves.items()),
         findings=tuple(findings),
-        notes=speeds.notes,
+        notes=notes + speeds.notes,
         failures=tuple(attempts.failures),
         seconds={name: round(spent, 3) for name, spent in attempts.seconds.items()},
     )
@@ -128,12 +133,25 @@ def figures(report: Report) -> dict[str, float]:
     return {name: float(value) for name, value in found.items() if value is not None}
 
 
-def _one_example(sample: Sample | None, compared: Compared) -> Given:
+def _one_example(sample: Sample | None, compared: Compared) -> tuple[Given, tuple[str, ...]]:
+    """With what a reader must know about it."""
     if sample is not None:
-        return Given.of(sample)
+        return Given.of(sample), ()
     if not compared.given:
         raise ConfigurationError("no evaluation called the network, so nobody knows its inputs; give sample=.")
-    return compared.given[0].first(1)
+    whole = compared.given[0]
+    one, network = whole.first(1), compared.networks.get(COMPRESSED)
+    if network is None or _is_taken(one, network) or not _is_taken(whole, network):
+        return one, ()
+    return whole, (_WHOLE,)
+
+
+def _is_taken(given: Given, network: nn.Module) -> bool:
+    try:
+        _counted(network, given)
+    except CompressionError:
+        return False
+    return True
 
 
 def _model(name: str, module: nn.Module, attempts: Attempts) -> Model:
@@ -156,7 +174,14 @@ def _disks(modules: Mapping[str, nn.Module], attempts: Attempts) -> dict[str, Di
 
 
 def _counted(network: nn.Module, given: Given) -> Operations:
-    return count_operations(network, *given.arguments, **given.keywords)
+    placed = _beside(network, given)
+    return count_operations(network, *placed.arguments, **placed.keywords)
+
+
+def _beside(network: nn.Module, given: Given) -> Given:
+    """On the network's device."""
+    parameter = next(network.parameters(), None)
+    return given if parameter is None else given.on(parameter.device)
 
 
 def _with_operations(model: Model, counted: Operations | None) -> Model:
@@ -167,7 +192,9 @@ def _with_operations(model: Model, counted: Operations | None) -> Model:
 
 
 def _findings(network: nn.Module, given: Given) -> tuple[Finding, ...]:
-    return tuple(check_guidelines(network, *given.arguments, **given.keywords))
+    plain = remove(network)
+    placed = _beside(plain, given)
+    return tuple(check_guidelines(plain, *placed.arguments, **placed.keywords))
 
 
 def _joules(networks: Mapping[str, nn.Module], given: Given, attempts: Attempts) -> dict[str, float]:
@@ -177,7 +204,7 @@ def _joules(networks: Mapping[str, nn.Module], given: Given, attempts: Attempts)
         attempts.note("energy", f"{MISSING}.")
         return found
     for name, network in networks.items():
-        energy = attempts.run("energy", lambda: measure_energy(remove(network), given.sample()))  # noqa: B023
+        energy = attempts.run("energy", lambda: measure_energy(remove(network), _beside(network, given).sample()))  # noqa: B023
         if energy is None:
             break
         if energy.joules is None:

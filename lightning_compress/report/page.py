@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from importlib import resources
 
 from lightning_compress.report.answers import answers_section
 from lightning_compress.report.background import applied_section, cost_section, failures_section, method_section
@@ -12,11 +11,9 @@ from lightning_compress.report.layers import layers_section
 from lightning_compress.report.markup import Markup, element, join
 from lightning_compress.report.schedule import schedule_section
 from lightning_compress.report.schema import VERSION, Report
+from lightning_compress.report.shell import Section, document
 from lightning_compress.report.suggestions import suggestions_section
 from lightning_compress.report.words import verdict
-
-# The browser itself holds the page to its promise: nothing is fetched, nothing runs.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 _SECTIONS = (
     ("result", "Before and after", comparison_section),
@@ -49,42 +46,16 @@ def page(report: Report) -> str:
         >>> "&lt;Net&gt;" in page(report)
         True
     """
-    sections = [(anchor, heading, make(report)) for anchor, heading, make in _SECTIONS]
-    shown = [(anchor, heading, content) for anchor, heading, content in sections if content]
-    body = element(
-        "body",
-        _header(report, [(anchor, heading) for anchor, heading, _ in shown]),
-        element("main", tiles(report), *(_section(*section) for section in shown)),
-        _footer(),
-    )
-    return f"<!doctype html>\n{element('html', _head(report), body, lang='en')}\n"
-
-
-def _head(report: Report) -> Markup:
-    style = resources.files(__package__ or "").joinpath("style.css").read_text(encoding="utf-8")
-    return element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="color-scheme", content="light dark"),
-        element("title", f"{report.title}: compression report"),
-        element("style", Markup(style)),
-    )
-
-
-def _header(report: Report, anchors: list[tuple[str, str]]) -> Markup:
     found = verdict(report)
-    remarks = [element("li", remark) for remark in found.remarks]
-    return element(
-        "header",
-        element("p", "Compression report · ", _moment(report.created), class_="eyebrow"),
-        element("h1", report.title),
-        element("p", found.headline, class_="verdict"),
-        element("ul", *remarks, class_="remarks") if remarks else None,
-        element(
-            "nav", *(element("a", heading, href=f"#{anchor}") for anchor, heading in anchors), aria_label="Sections"
-        ),
+    return document(
+        name=f"{report.title}: compression report",
+        eyebrow=join(["Compression report · ", _moment(report.created)]),
+        title=report.title,
+        headline=found.headline,
+        remarks=found.remarks,
+        sections=[Section(anchor, heading, make(report)) for anchor, heading, make in _SECTIONS],
+        footer=_footer(),
+        tiles=tiles(report),
     )
 
 
@@ -97,11 +68,6 @@ def _moment(created: str) -> Markup:
     return element("time", f"{moment.day} {moment:%B %Y, %H:%M}{zone}", datetime=created)
 
 
-def _section(anchor: str, heading: str, content: Markup) -> Markup:
-    name = f"{anchor}-heading"
-    return element("section", element("h2", heading, id=name), content, id=anchor, aria_labelledby=name)
-
-
 def _footer() -> Markup:
     text = join(
         [
@@ -111,4 +77,4 @@ def _footer() -> Markup:
             "times are medians of calls measured in turn.",
         ]
     )
-    return element("footer", element("p", text))
+    return element("p", text)

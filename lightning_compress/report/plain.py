@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from numbers import Integral, Real
@@ -91,6 +92,8 @@ def _dataclass(kind: Any, value: Mapping[str, Any], place: str) -> Any:
 
 
 def _scalar(kind: type, value: Any, place: str) -> Any:
+    if isinstance(value, int) and abs(value) > sys.float_info.max:
+        raise UnexpectedValueError(f"{place or 'the whole'} is a number of {len(str(abs(value)))} digits")
     if kind is float:
         if value is None:
             return math.nan

@@ -128,7 +128,7 @@ def _path(points: Sequence[tuple[float, float]], low: float, high: float) -> str
                 f"{pen}{1000 * (step - first) / length:.1f} {100 - 100 * (value - low) / ((high - low) or 1):.2f}"
             )
         pen = "L" if math.isfinite(value) else "M"
-    return " ".join(path) + ("h1000" if len(path) == 1 else "")  # one point alone would be invisible
+    return " ".join(path) + ("h20" if len(path) == 1 else "")  # one point alone would be invisible
 
 
 def _plot(title: str, description: str, height: int, content: Markup, *, kind: str, style: str | None = None) -> Markup:

@@ -17,6 +17,7 @@ _HEADS = ("", "dense", "compressed", "change")
 _LATENCY_HEADS = ("runtime", "batch", "length", "dense", "compressed", "speedup", "verdict")
 _LEFT = {"", "runtime", "verdict", "file", "kind", "weight", "pattern"}
 _STYLES = {"faster": "green", "slower": "red"}
+_GAP, _NARROWEST = 3, 12  # letters, between columns and of one with words
 
 Row = Sequence[str]
 
@@ -71,7 +72,7 @@ def text_table(
     Args:
         heads: of the columns.
         groups: of rows, divided by a line.
-        width: as in :func:`report_table`; a table without rich may be wider.
+        width: as in :func:`report_table`; a table is wider where a number would not fit: cut off, it would be another.
         rich: likewise.
         color: likewise.
 
@@ -126,6 +127,7 @@ def _aligned(heads: Row, row: Row, widths: Sequence[int]) -> str:
 def _rich() -> Any:
     try:
         import rich.box
+        import rich.cells
         import rich.console
         import rich.table
         import rich.text
@@ -136,18 +138,19 @@ def _rich() -> Any:
 
 def _drawn(drawer: Any, heads: Row, groups: Sequence[Sequence[Row]], *, width: int, color: bool) -> str:
     drawn = drawer.table.Table(box=drawer.box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), header_style="bold")
-    for place, head in enumerate(heads):
-        left = head in _LEFT
-        drawn.add_column(head, justify="left" if left else "right", no_wrap=not left, overflow="fold", ratio=None)
-        if place == 0:
-            drawn.columns[0].style = ""
+    needed = 0
+    for head, *cells in zip(heads, *(row for group in groups for row in group), strict=True):
+        left, longest = head in _LEFT, max(drawer.cells.cell_len(cell) for cell in (head, *cells))
+        least = min(longest, _NARROWEST) if left else longest
+        drawn.add_column(head, justify="left" if left else "right", no_wrap=not left, overflow="fold", min_width=least)
+        needed += least + _GAP
     for group in groups:
         for row in group:
             drawn.add_row(*(drawer.text.Text(cell, style=_STYLES.get(cell, "")) for cell in row))
         drawn.add_section()
     console = drawer.console.Console(
         file=io.StringIO(),
-        width=width,
+        width=max(width, needed),
         force_terminal=color,
         color_system="standard" if color else None,
         legacy_windows=False,

@@ -13,6 +13,7 @@ FASTER, SLOWER, NO_DIFFERENCE = "faster", "slower", "no difference"
 
 _DENSE_FILE = "dense"
 _SURE = 0.05  # a change that chance brings about less often than this is one
+_NEGLIGIBLE = 1e-17
 _NEARLY_CHANCE = 0.02  # above the share of the most frequent class
 _NOT_MEASURED = "not measured"
 
@@ -136,14 +137,21 @@ def chance(fidelity: Fidelity) -> float | None:
     The exact McNemar test: of the answers that only one of the two got right, half would fall to each.
 
     Example:
-        >>> chance(Fidelity(predictions=100, agreement=0.94, kl=0.1, flips=6, broken=6, mended=0))
+        >>> round(chance(Fidelity(predictions=100, agreement=0.94, kl=0.1, flips=6, broken=6, mended=0)), 5)
         0.03125
     """
-    if fidelity.broken is None or fidelity.mended is None:
+    if fidelity.broken is None or fidelity.mended is None or min(fidelity.broken, fidelity.mended) < 0:
         return None
     count, fewer = fidelity.broken + fidelity.mended, min(fidelity.broken, fidelity.mended)
-    tail = sum(math.comb(count, taken) for taken in range(fewer + 1))
-    return float(min(1.0, 2 * tail / 2**count))
+    # The binomials are huge where each word is an answer; beside the last of them the others are small numbers.
+    log_last = math.lgamma(count + 1) - math.lgamma(fewer + 1) - math.lgamma(count - fewer + 1) - count * math.log(2)
+    tail = term = 1.0
+    for taken in range(fewer, 0, -1):
+        term *= taken / (count - taken + 1)
+        tail += term
+        if term < _NEGLIGIBLE * tail:
+            break
+    return min(1.0, 2 * math.exp(log_last) * tail)
 
 
 def _size(report: Report) -> str:

@@ -80,6 +80,17 @@ def test_weights_from_before_the_fit_that_are_gone_are_missed(tmp_path):
     assert any("is gone; give a module" in failure.reason for failure in later.report.failures)
 
 
+def test_a_run_that_was_moved_has_them_still(tmp_path):
+    first = report(tmp_path / "there")
+    run = trainer(pruning(), first)
+    run.fit(Classifier(), loader(), loader(24, seed=2))
+    run.save_checkpoint(tmp_path / "there" / "pruned.ckpt")
+    moved = (tmp_path / "there").rename(tmp_path / "here")
+    later = report(moved)
+    trainer(later).test(Classifier(), loader(24, seed=2), ckpt_path=moved / "pruned.ckpt", verbose=False)
+    assert later.report.dense.metrics["test_loss"] == first.report.dense.metrics["val_loss"]
+
+
 def test_without_a_checkpoint_nothing_but_the_report_is_written(tmp_path):
     trainer(pruning(), report(tmp_path)).fit(Classifier(), loader(), loader(24, seed=2))
     assert {file.name for file in tmp_path.iterdir()} == {"report.json", "report.html"}

@@ -131,6 +131,7 @@ def test_files_of_one_name_are_told_apart(run, as_json, tmp_path):
         (["a.ckpt", "b.ckpt", "--length", "-3"], "--length -3: write 1 or more"),
         (["a.ckpt", "b.ckpt", "--threads", "0"], "--threads 0: write 1 or more"),
         (["a.ckpt", "b.ckpt", "--plot", "x.png"], "the plot is an SVG; name it x.svg"),
+        (["a.ckpt", "b.ckpt", "--plot", "nowhere/x.svg"], "there is no folder nowhere; make it first"),
         (["a.ckpt", "b.ckpt", "--batch", "many"], "batch"),
     ],
 )

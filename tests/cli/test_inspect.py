@@ -132,14 +132,51 @@ def test_damaged_files(content, complaint, command, tmp_path):
     [
         ([1], "holds a list, not a checkpoint or a state dict"),
         ({"a": 1}, "holds no tensors"),
+        ({"a": torch.ones(2, device="meta")}, "holds no numbers for a: it was saved from the meta device"),
         ({"state_dict": {"a": torch.ones(2)}, "lightning_compress": 3}, "its entry 'lightning_compress' is damaged"),
         ({"state_dict": {"a": torch.ones(2)}, "lightning_compress": {"a": 3}}, "'lightning_compress' is damaged"),
+        ({"state_dict": {"a": torch.ones(2)}, "lightning_compress": {3: {}}}, "'lightning_compress' is damaged"),
     ],
 )
 def test_foreign_checkpoints(content, complaint, tmp_path):
     torch.save(content, tmp_path / "x.ckpt")
     with pytest.raises(CheckpointError, match=complaint):
         read(tmp_path / "x.ckpt")
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"settings": 3, "method": 4, "run": 5},
+        {"settings": {"overrides": {"a": 3}}, "method": {"quantization": {"phase": "active", "quantizers": {"a": 1}}}},
+        {"settings": {"overrides": [1]}, "method": {"quantization": {"phase": "active", "quantizers": [1]}}},
+        {"settings": [], "method": {"quantization": []}},
+        {"settings": {"start": float("nan"), "scale": torch.ones(2)}, "run": {"step": torch.tensor(3)}},
+    ],
+)
+def test_states_that_this_package_would_not_write_are_shown_as_far_as_they_go(state, command, tmp_path):
+    torch.save({"state_dict": {"a": torch.ones(2)}, "lightning_compress": {"Other": state}}, tmp_path / "x.ckpt")
+    code, out, _ = command("inspect", tmp_path / "x.ckpt")
+    assert code == 0
+    assert "- Other(" in out
+    assert command("inspect", tmp_path / "x.ckpt", "--json")[0] == 0
+
+
+def test_a_cut_off_checkpoint_is_named(command, tmp_path):
+    torch.save({"a": torch.ones(1000)}, tmp_path / "x.ckpt")
+    blob = (tmp_path / "x.ckpt").read_bytes()
+    for length in (0, 10, len(blob) // 2, len(blob) - 10):
+        (tmp_path / "x.ckpt").write_bytes(blob[:length])
+        code, _, err = command("inspect", tmp_path / "x.ckpt")
+        assert code == 2
+        assert "x.ckpt is no checkpoint that torch can read" in err
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_of_torchs_own_quantization(as_json, tmp_path):
+    torch.save({"a": torch.quantize_per_tensor(torch.eye(4), 0.1, 0, torch.qint8)}, tmp_path / "x.pt")
+    (weight,) = as_json("inspect", tmp_path / "x.pt")["weights"]
+    assert (weight["zeros"], weight["bits"]) == (0.75, 8)
 
 
 class Settings:
@@ -150,7 +187,7 @@ def test_objects_of_a_users_own_need_trust(command, tmp_path):
     torch.save({"state_dict": {"a": torch.ones(2)}, "settings": Settings()}, tmp_path / "own.ckpt")
     code, _, err = command("inspect", tmp_path / "own.ckpt")
     assert code == 2
-    assert "which torch builds only where you trust the file: add --trust" in err
+    assert "since it can run code: add --trust if you know who wrote it" in err
     assert command("inspect", tmp_path / "own.ckpt", "--trust")[0] == 0
 
 

@@ -58,3 +58,15 @@ def test_a_damaged_report(command, tmp_path):
     assert (code, out) == (2, "")
     assert err.startswith(f"lightning-compress: {tmp_path / 'report.json'} is damaged: ")
     assert len(err.splitlines()) == 1
+
+
+def test_where_the_page_cannot_be_written_the_report_is_shown_all_the_same(command, tmp_path):
+    files = write_report(tiny(), tmp_path)
+    files.html.unlink()
+    (files.html / "occupied").mkdir(parents=True)
+    code, out, err = command("report", tmp_path)
+    assert code == 1
+    assert verdict(tiny()).headline.split(",")[0] in out
+    assert "page: " not in out
+    assert "page not written: " in err
+    assert json.loads(command("report", tmp_path, "--json")[1])["page"] is None

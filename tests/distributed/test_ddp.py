@@ -38,8 +38,12 @@ def test_two_ranks_write_the_report_of_one(tmp_path):
     for here, there in ((found.dense, alone.dense), (found.compressed, alone.compressed)):
         for name in ("loss", "accuracy"):
             assert here.metrics[f"val_{name}"] == pytest.approx(there.metrics[f"test_{name}"])
+    assert found.compressed.metrics["val_rare"] == 3.0  # of the last of a rank's four batches
     assert found.fidelity.predictions == 64
     assert {flip.index for flip in found.fidelity.flipped} == {flip.index for flip in alone.fidelity.flipped}
+    alone = read_report(tmp_path / "one")  # one batch, of which the second rank had no share
+    assert alone.evaluation.examples == 8
+    assert 0 <= alone.compressed.metrics["test_accuracy"] <= 1
 
 
 def test_both_ranks_end_alike(tmp_path):

@@ -277,6 +277,7 @@ with subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE, stdout=subprocess.PIP
         ({"threads": 1.5}, "threads=1.5"),
         ({"tolerance": 0.0}, "tolerance=0.0: expected a share between 0 and 1"),
         ({"tolerance": 3}, "tolerance=3"),
+        ({"tolerance": "3 %"}, "tolerance='3 %'"),
         ({"seconds": 0}, "seconds=0: expected a positive number of seconds"),
         ({"timeout": float("inf")}, "timeout=inf"),
         ({"precision": "f16"}, "precision='f16': expected 'f32' or 'auto'"),

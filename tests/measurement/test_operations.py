@@ -228,6 +228,15 @@ def test_low_bit_kernels_of_runtimes(to, bops):
     assert operations.not_counted == ()
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_weight_of_integers_keeps_its_bits_where_a_kernel_computes_in_floating_point():
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    model = nn.Sequential(nn.Linear(64, 32))
+    quantize_(model, Int8WeightOnlyConfig())
+    assert count_operations(model, random(5, 64)).bops == 5 * 64 * 32 * 8 * 32
+
+
 def test_half_precision_counts_its_bits():
     operations = count_operations(mlp().bfloat16(), random(3, 64).bfloat16())
     assert operations.bops == 256 * operations.macs

@@ -14,7 +14,8 @@ def test_the_printed_formulas_by_hand():
 
 @pytest.mark.parametrize("measure", [compression_rate, index_space_saving, speedup_rate])
 @pytest.mark.parametrize(
-    ("first", "second", "named"), [(0, 1, "a=0|s=0"), (1, 0, "star=0"), (1, -2, "star=-2"), (math.nan, 1, "=nan")]
+    ("first", "second", "named"),
+    [(0, 1, "a=0|s=0"), (1, 0, "star=0"), (1, -2, "star=-2"), (math.nan, 1, "=nan"), ("2 MB", 1, "='2 MB'")],
 )
 def test_what_is_no_size_is_refused(measure, first, second, named):
     with pytest.raises(ConfigurationError, match=named):

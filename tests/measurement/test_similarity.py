@@ -211,3 +211,8 @@ def test_a_named_layer_that_is_not_called_is_refused():
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     with pytest.raises(ConfigurationError, match=r"self_attn\.out_proj gave nothing to compare"):
         layer_similarity(layer, layer, [random(2, 5, 8)], layers="*.out_proj")
+
+
+def test_what_is_no_model_is_refused():
+    with pytest.raises(ConfigurationError, match=r"compressed of type str: give a torch\.nn\.Module"):
+        layer_similarity(nn.Linear(2, 2), "small.ckpt", [torch.ones(1, 2)])

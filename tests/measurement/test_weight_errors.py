@@ -55,6 +55,11 @@ def test_of_a_quantized_model_the_rounded_weights_count():
     assert found["0.weight"].relative > 0.01
 
 
+def test_what_is_no_model_is_refused():
+    with pytest.raises(ConfigurationError, match=r"compressed of type dict: give a torch\.nn\.Module"):
+        compression_error(nn.Linear(2, 2), {})
+
+
 def test_two_models_that_have_nothing_in_common():
     with pytest.raises(ConfigurationError, match="Sequential and Linear have no parameter of the same name and shape"):
         compression_error(network(), nn.Linear(2, 2))

@@ -185,6 +185,15 @@ def test_a_damaged_file_is_refused(tmp_path, content):
         sensitivity(network(), Seen(), **GRID, path=path)
 
 
+@pytest.mark.parametrize("change", [{"settings": []}, {"settings": 3}, {"dense": "x"}, {"dense": [1]}, {"points": [1]}])
+def test_a_file_with_a_damaged_entry_is_refused(tmp_path, change):
+    path = tmp_path / "points.json"
+    sensitivity(network(), Seen(), **GRID, path=path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(CheckpointError, match=r"points\.json"):
+        sensitivity(network(), Seen(), **GRID, path=path)
+
+
 def test_a_file_of_another_version_is_refused(tmp_path):
     path = tmp_path / "points.json"
     sensitivity(network(), Seen(), **GRID, path=path)
@@ -199,7 +208,7 @@ def test_a_file_of_another_version_is_refused(tmp_path):
         ({"sparsities": [0.5, 1.5]}, r"sparsities=\[0.5, 1.5\]: 1.5 is no share in \(0, 1\]"),
         ({"ranks": [0]}, r"ranks=\[0\]: 0 is no share"),
         ({"ranks": [True]}, r"ranks=\[True\]: True is no share"),
-        ({"bits": [16]}, "weight_bits=16: write 2 to 8"),
+        ({"bits": [4, 16]}, r"^bits=\[4, 16\]: 16: write 2 to 8"),
         ({"bits": ["ttq"]}, "bits='ttq' learns its scales in training"),
         ({"bits": "8"}, r"bits='8' is no list; write bits=\[...\]"),
         ({"sparsities": 0.5}, r"sparsities=0.5 is no list"),

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from lightning_compress.report import page
-from lightning_compress.report.page import _POLICY
+from lightning_compress.report.shell import POLICY
 from tests.report.browser import opened
 from tests.report.reports import everything, minilm
 
@@ -18,7 +18,7 @@ FETCHING = """<!doctype html><html><head>{policy}</head><body><img src="http://1
 def test_every_plot_draws_and_nothing_is_asked_for(name, plots, tmp_path):
     source = page(everything()[name])
     # Without the policy, that the page asks for nothing is its own doing.
-    unguarded = opened(source.replace(_POLICY.replace("'", "&#x27;"), OPEN), tmp_path)
+    unguarded = opened(source.replace(POLICY.replace("'", "&#x27;"), OPEN), tmp_path)
     assert OPEN in (tmp_path / "page.html").read_text()
     assert (unguarded.requests, unguarded.violations) == ([], [])
     assert len(unguarded.plots) == plots
@@ -40,7 +40,7 @@ def test_bars_are_as_long_as_what_they_show(tmp_path):
         assert mark["width"] / sizes["marks"][0]["width"] == pytest.approx(value / values[0], abs=0.01)
 
 
-@pytest.mark.parametrize("policy", ["", f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'])
+@pytest.mark.parametrize("policy", ["", f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'])
 def test_a_page_that_asks_for_something_is_found_out_and_the_policy_stops_it(policy, tmp_path):
     found = opened(FETCHING.format(policy=policy), tmp_path)
     wanted = ["http://127.0.0.1:9/picture.png", "https://example.invalid/style.css"]
@@ -73,6 +73,6 @@ def test_hostile_texts_run_nothing(tmp_path):
     flips = tuple(replace(flip, preview=evil) for flip in report.fidelity.flipped)
     fidelity = replace(report.fidelity, flipped=flips)
     source = page(replace(report, title=evil, baseline=evil, fidelity=fidelity, notes=(evil,)))
-    found = opened(source.replace(_POLICY.replace("'", "&#x27;"), OPEN), tmp_path)
+    found = opened(source.replace(POLICY.replace("'", "&#x27;"), OPEN), tmp_path)
     assert (found.requests, found.violations) == ([], [])
     assert len(found.plots) == 8

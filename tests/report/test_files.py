@@ -108,7 +108,12 @@ def test_no_file_at_all(tmp_path):
 
 @pytest.mark.parametrize(
     ("version", "advice"),
-    [(2, "read it with a later release"), (0, "write the report anew"), ("1", "write the report")],
+    [
+        (True, "write the report anew"),
+        (2, "read it with a later release"),
+        (0, "write the report anew"),
+        ("1", "write the report"),
+    ],
 )
 def test_another_version_is_refused_with_a_way_out(version, advice, tmp_path):
     file = changed(tmp_path, lambda content: content.update(version=version))
@@ -131,6 +136,9 @@ def test_another_version_is_refused_with_a_way_out(version, advice, tmp_path):
         (lambda it: it.update(title=None), r"title is None, not a text"),
         (lambda it: it["dense"]["metrics"].update(acc="high"), r"dense\.metrics\['acc'\] is 'high', not a number"),
         (lambda it: it["evaluation"].update(higher_is_better=1), r"higher_is_better is 1, not true or false"),
+        (lambda it: it["dense"].update(parameters=10**400), r"dense\.parameters is a number of 401 digits"),
+        (lambda it: it["latency"][0].update(low=-(10**310)), r"latency\[0\]\.low is a number of 311 digits"),
+        (lambda it: it["curves"][0].update(steps=[1]), r"curves\[0\] has 1 steps and \d+ values"),
         (lambda it: it["curves"][0].update(steps=[1, "x" * 99]), r"curves\[0\]\.steps\[1\] is 'x{36}\.\.\., not a"),
     ],
 )

@@ -142,12 +142,17 @@ def test_findings_stand_by_their_cost_and_say_where_it_is_unknown():
     assert "cost not measured" in source
 
 
+def test_one_point_alone_is_no_curve():
+    # A line across the plot would claim that the figure stayed as it is.
+    assert line("x", "", [15], [0.2], ("0.2", "0.2")).count("h20") == 1
+
+
 @pytest.mark.parametrize("values", [(0.5,), (0.0, 0.0), (0.3, 0.3), (float("nan"), 0.2, float("nan"), 0.4)])
 def test_curves_of_any_shape_draw_inside_their_frame(values):
     drawn = line("x", "", range(len(values)), values, ("low", "high"))
     path = drawn.split('d="')[1].split('"')[0]
     assert "nan" not in path
-    numbers = [float(it) for it in path.replace("M", "").replace("L", "").replace("h1000", "").split()]
+    numbers = [float(it) for it in path.replace("M", "").replace("L", "").replace("h20", "").split()]
     assert numbers
     assert all(0 <= height <= 100 for height in numbers[1::2])
 

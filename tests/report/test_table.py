@@ -56,6 +56,15 @@ def test_lines_keep_to_the_width():
     assert max(map(len, report_table(minilm(), width=100).splitlines())) <= 100
 
 
+@pytest.mark.parametrize("width", [1, 20, 40])
+def test_in_a_narrow_terminal_names_and_numbers_stay_whole(width):
+    narrow, wide = (text_table(("", "dense"), [[("in memory", "90.9 MB")]], width=size) for size in (width, 100))
+    assert narrow == wide
+    lines = text_table(("file", "ms"), [[("a very long name of a file", "100.0")]], width=width).splitlines()
+    assert "".join("".join(lines[2:]).split()).replace("100.0", "") == "averylongnameofafile"
+    assert lines[2].endswith("100.0")
+
+
 def test_colours_only_on_request():
     assert "\x1b[" not in report_table(minilm())
     assert "\x1b[" in report_table(minilm(), color=True)

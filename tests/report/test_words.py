@@ -124,11 +124,14 @@ def test_failures_are_counted():
     assert verdict(one).remarks[-1] == "1 measurement failed; why is told below."
 
 
-@pytest.mark.parametrize(("broken", "mended"), [(0, 0), (6, 0), (26, 24), (30, 10), (2, 26), (1, 1), (900, 800)])
+@pytest.mark.parametrize(
+    ("broken", "mended"),
+    [(0, 0), (6, 0), (26, 24), (30, 10), (2, 26), (1, 1), (900, 800), (400_700, 400_000), (10**6, 0), (-3, 2)],
+)
 def test_chance_is_the_exact_binomial_test(broken, mended):
     fidelity = Fidelity(10_000, 0.9, 0.1, broken + mended, broken, mended)
     count = broken + mended
-    expected = binomtest(broken, count, 0.5).pvalue if count else 1.0
+    expected = binomtest(broken, count, 0.5).pvalue if count > 0 else 1.0 if count == 0 else None
     assert chance(fidelity) == pytest.approx(expected)
 
 

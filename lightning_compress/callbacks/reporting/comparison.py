@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from lightning_compress.callbacks.reporting.evaluation import Loaders, Side, evaluate, evaluating, reducer
+from lightning_compress.callbacks.reporting.answers import as_predicted, refuse_no_classes, slices_of
+from lightning_compress.callbacks.reporting.evaluation import Side, evaluate, evaluating, gatherer, reducer
+from lightning_compress.callbacks.reporting.loaders import EMPTY, Loaders
 from lightning_compress.callbacks.reporting.logged import Logged
 from lightning_compress.callbacks.reporting.preview import preview
 from lightning_compress.core import CompressionError, ConfigurationError
@@ -52,17 +54,18 @@ def compare(
         attempts.note("quality", "there is no loader with examples to evaluate on; give dataloader=.")
         return Compared()
     watched = _Watched(trainer, attempts, slices=slices)
-    if dense is None:
-        return _evaluated({COMPRESSED: module}, loaders, trainer, attempts, watched)
-    dense.to(trainer.strategy.root_device)
+    placed = None if dense is None else attempts.run("baseline", lambda: dense.to(trainer.strategy.root_device))
     try:
+        if dense is None or not trainer.strategy.reduce_boolean_decision(placed is not None, all=True):
+            return _evaluated({COMPRESSED: module}, loaders, trainer, attempts, watched)
         both = _evaluated({DENSE: dense, COMPRESSED: module}, loaders, trainer, attempts, watched)
         if both.metrics:
             return both
         alone = _evaluated({COMPRESSED: module}, loaders, trainer, attempts, watched)
         return replace(alone, networks=both.networks | alone.networks)
     finally:
-        dense.cpu()
+        if dense is not None:
+            dense.cpu()
 
 
 def _evaluated(
@@ -86,14 +89,26 @@ def _evaluated(
             given=watched.given,
         )
         # What follows is a matter of all processes: none may wait for one that failed.
+        reduce, gather = reducer(trainer), gatherer(trainer)
+        for rank, why in enumerate(gather(attempts.reason("quality") if examples is None else None)):
+            if why is not None:
+                attempts.note("quality", f"in process {rank}: {why}")
         if not trainer.strategy.reduce_boolean_decision(examples is not None, all=True):
-            if examples is not None:
-                attempts.note("quality", "the evaluation failed in another process.")
             return found
-        reduce = reducer(trainer)
         found.examples = int(reduce(torch.tensor(float(examples or 0)), "sum"))
-        found.metrics = {side.name: side.logged.totals(reduce) for side in sides}
-        found.fidelity = watched.fidelity() if len(sides) > 1 else None
+        if not found.examples:
+            attempts.note("quality", EMPTY.format(loaders.name))
+            return found
+        found.metrics = {side.name: side.logged.totals(reduce, gather, attempts) for side in sides}
+        parts = [type(one).__name__ for one in sides[-1].called]
+        if not trainer.strategy.reduce_boolean_decision(len(parts) <= 1, all=True):
+            attempts.note(
+                "fidelity",
+                f"{loaders.step} itself calls {len(parts)} modules ({', '.join(parts)}): operations and latency are "
+                "those of the first alone, and which one gives the answers is not known; let forward call them all.",
+            )
+        elif len(sides) > 1:
+            found.fidelity = watched.fidelity()
     return found
 
 
@@ -124,13 +139,15 @@ class _Watched:
         """Of all processes."""
         complete = not self._fails and self._answers.update_called
         if not self._trainer.strategy.reduce_boolean_decision(complete, all=True):
+            if complete:
+                self._attempts.note("fidelity", "it could not be measured in another process, or that had no examples.")
             return None
         found = self._attempts.run("fidelity", self._answers.compute)
         return found and replace(found, flipped=tuple(map(self._with_preview, found.flipped)))
 
     def _keep(self, network: nn.Module, call: Call, labels: Tensor | None) -> None:
         keywords = without_labels(call.keywords, network)
-        given = Given(*pytree.tree_map_only(Tensor, _on_cpu, (call.arguments, keywords, labels)))
+        given = Given(*pytree.tree_map_only(Tensor, _on_cpu, (call.arguments, keywords, labels))).named(network)
         self.given.append(given)
         self._kept += given.examples
 
@@ -146,11 +163,15 @@ class _Watched:
                 f"the dense model gives {list(dense.shape)} where the compressed one gives {list(compressed.shape)}: "
                 "baseline= is a model of another task."
             )
+        labels = labels if labels is None else as_predicted(labels, calls[-1])
+        if dense.dim() == 1 and labels is not None:
+            dense, compressed = dense.unsqueeze(-1), compressed.unsqueeze(-1)  # the logits of a binary model
+        refuse_no_classes(batch, calls[-1], dense, labels)
         if labels is not None and labels.shape != dense.shape[:-1]:
             labels = labels.reshape(-1) if labels.numel() == dense.shape[:-1].numel() else None
         world, rank = self._trainer.world_size, self._trainer.global_rank  # as a distributed sampler deals them out
         indices = torch.arange(first, first + len(dense), device=dense.device) * world + rank
-        slices = _slices(batch, self._slices, len(dense))
+        slices = slices_of(batch, self._slices, len(dense))
         self._answers.update(dense, compressed, labels, indices=indices, slices=slices)
         self._preview(batch, indices, (dense.argmax(-1) != compressed.argmax(-1)).reshape(len(dense), -1).any(-1))
         return True
@@ -169,18 +190,3 @@ class _Watched:
 
 def _on_cpu(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu()
-
-
-def _slices(batch: Any, where: str | int | None, size: int) -> list[str] | None:
-    if where is None:
-        return None
-    try:
-        values = batch[where]
-    except (KeyError, IndexError, TypeError) as error:
-        raise ConfigurationError(
-            f"slices={where!r}: the batch, a {type(batch).__name__}, has no such entry."
-        ) from error
-    names = [str(value) for value in (values.tolist() if isinstance(values, Tensor) else values)]
-    if len(names) != size:
-        raise ConfigurationError(f"slices={where!r}: {len(names)} entries for {size} examples.")
-    return names

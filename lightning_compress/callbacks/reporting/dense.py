@@ -56,11 +56,26 @@ class DenseModel:
         self.in_words = f"{type(module).__name__} before the fit"
         if joins_late:
             self.in_words += ", which went on from a checkpoint of a compressed model"
-        self._copy = copied(module)
+        try:
+            self._copy = copied(module)
+        except Exception as error:
+            rank_zero_warn(
+                f"CompressionReport: {type(module).__name__} cannot be copied ({type(error).__name__}: {error}), so "
+                "there will be no dense model to compare with; give baseline=, a module of its own."
+            )
+            return
         self.file = file_for(self._copy, folder)
 
-    def resume(self, module: pl.LightningModule, file: Path | None) -> None:
-        """A fit goes on, or its checkpoint is tested: take the weights from before it."""
+    def resume(self, module: pl.LightningModule, file: Path | None, folder: Path) -> None:
+        """A fit goes on, or its checkpoint is tested: take the weights from before it.
+
+        Args:
+            module: of the fit.
+            file: where they were.
+            folder: of the report; a run that was moved has them there.
+        """
+        if file is not None and not file.is_file() and (folder / file.name).is_file():
+            file = folder / file.name
         if self._given != BEFORE_FIT:
             return
         if self._copy is not None and file == self.file:

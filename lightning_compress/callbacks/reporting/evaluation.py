@@ -3,85 +3,25 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.combined_loader import CombinedLoader
 from pytorch_lightning.utilities.data import extract_batch_size
 from pytorch_lightning.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lightning_compress.callbacks.hooks import has_own
-from lightning_compress.callbacks.reporting.logged import Logged, Reduce
+from lightning_compress.callbacks.reporting.loaders import EMPTY, Loaders
+from lightning_compress.callbacks.reporting.logged import Gather, Logged, Reduce
+from lightning_compress.callbacks.reporting.untouched import untouched
 from lightning_compress.core import CompressionError, ConfigurationError
 from lightning_compress.distillation.outermost import Outermost
 from lightning_compress.distillation.watch import Call, Watch
-
-
-@dataclass(frozen=True)
-class Loaders:
-    """What both models are evaluated on.
-
-    Attributes:
-        name: ``"test"``, ``"validation"`` or ``"given"``.
-        step: the method that evaluates a batch, ``"test_step"`` or ``"validation_step"``.
-        loaders: those of the Trainer, or the one that was given.
-        limits: how many batches of each, as the Trainer's ``limit_..._batches`` say.
-    """
-
-    name: str
-    step: str
-    loaders: Sequence[Iterable[Any]]
-    limits: Sequence[int | float]
-
-    def batches(self) -> Iterator[tuple[int, int, Any]]:
-        """Place of the loader, place of the batch in it, and the batch."""
-        for place, (loader, limit) in enumerate(zip(self.loaders, self.limits, strict=True)):
-            kept = loader if limit == float("inf") else islice(loader, int(limit))
-            for index, batch in enumerate(kept):
-                yield place, index, batch
-
-
-def chosen_loaders(trainer: pl.Trainer, stage: str, given: Iterable[Any] | None) -> Loaders | None:
-    """The loaders of a stage, or the one that was given.
-
-    Args:
-        trainer: at the end of the stage.
-        stage: ``"validation"`` or ``"test"``.
-        given: takes their place; several processes share its batches.
-
-    Returns:
-        ``None`` if the trainer has none.
-    """
-    step = f"{stage}_step"
-    if given is not None:
-        if not has_own(trainer.lightning_module, step):
-            step = "test_step" if stage == "validation" else "validation_step"
-        return Loaders("given", step, [_Dealt(given, trainer.global_rank, trainer.world_size)], [float("inf")])
-    iterables = trainer.test_dataloaders if stage == "test" else trainer.val_dataloaders
-    if iterables is None or not has_own(trainer.lightning_module, step):
-        return None
-    limits = trainer.num_test_batches if stage == "test" else trainer.num_val_batches
-    flat = CombinedLoader(iterables, "sequential").flattened
-    return Loaders(stage, step, flat, limits) if flat and sum(limits) else None
-
-
-@dataclass(frozen=True)
-class _Dealt:
-    """Every so many-th batch of a loader, beginning with one of the first."""
-
-    loader: Iterable[Any]
-    first: int
-    every: int
-
-    def __iter__(self) -> Iterator[Any]:
-        return islice(self.loader, self.first, None, self.every)
 
 
 @dataclass
@@ -92,6 +32,7 @@ class Side:
         name: ``"dense"`` or ``"compressed"``.
         module: with the evaluation step.
         network: what the step calls, once it has; the module itself, or a part of it.
+        called: all that the step itself calls, the network first.
         logged: what the step logs.
     """
 
@@ -99,6 +40,7 @@ class Side:
     module: pl.LightningModule
     logged: Logged
     network: nn.Module | None = None
+    called: list[nn.Module] = field(default_factory=list)
     _watch: Watch | None = field(default=None, repr=False)
 
     def run(self, step: str, arguments: Sequence[Any], batch_size: int, loader: int) -> tuple[nn.Module, Call] | None:
@@ -138,7 +80,9 @@ class Side:
         reset_metrics(self.module)
         if not outermost.found:
             raise CompressionError(f"{type(self.module).__name__}.{step} calls no module that has parameters.")
-        self.network = outermost.found[0]
+        judges = {id(part) for one in self.module.modules() if isinstance(one, Metric) for part in one.modules()}
+        self.called = [one for one in outermost.found if id(one) not in judges] or outermost.found
+        self.network = self.called[0]
         return Watch(self.network, [])
 
     def close(self) -> None:
@@ -153,18 +97,11 @@ Seen = Callable[[int, Any, Sequence[tuple[nn.Module, Call] | None]], None]
 @contextmanager
 def evaluating(module: pl.LightningModule, trainer: pl.Trainer) -> Iterator[None]:
     """A module in eval mode, without gradients, with a trainer and reset metrics; left as it was."""
-    modes = {one: one.training for one in module.modules()}
-    attached = module._trainer  # noqa: SLF001 (the property raises where there is none)
-    module.trainer = trainer
-    reset_metrics(module)
-    module.eval()
-    try:
+    with untouched(module):
+        module.trainer = trainer
+        reset_metrics(module)
         with torch.no_grad(), trainer.precision_plugin.val_step_context():
             yield
-    finally:
-        for one, mode in modes.items():
-            one.training = mode
-        module._trainer = attached  # noqa: SLF001
 
 
 def evaluate(sides: Sequence[Side], loaders: Loaders, trainer: pl.Trainer, seen: Seen) -> int:
@@ -181,7 +118,7 @@ def evaluate(sides: Sequence[Side], loaders: Loaders, trainer: pl.Trainer, seen:
         The number of examples of this process.
 
     Raises:
-        CompressionError: there are no batches.
+        CompressionError: there are no batches for the only process.
         ConfigurationError: a module has no such step, or one that draws its own batches.
     """
     stage = loaders.step.removesuffix("_step")
@@ -193,11 +130,14 @@ def evaluate(sides: Sequence[Side], loaders: Loaders, trainer: pl.Trainer, seen:
         batch = moved(fetched, trainer, loader)
         size = _size(batch)
         arguments = (batch, index, loader) if len(loaders.loaders) > 1 else (batch, index)
-        calls = [side.run(loaders.step, arguments, size, loader) for side in sides]
+        calls, random = [], torch.get_rng_state()
+        for side in sides:
+            torch.set_rng_state(random)  # a step that draws noise draws the same for both
+            calls.append(side.run(loaders.step, arguments, size, loader))
         seen(examples, batch, calls)
         examples += size
-    if not examples:
-        raise CompressionError(f"the {loaders.name} loader is empty: there is nothing to evaluate the models on.")
+    if not examples and trainer.world_size == 1:  # among several processes, one may have no share
+        raise CompressionError(EMPTY.format(loaders.name))
     for side in sides:
         _hook(side.module, f"on_{stage}_epoch_end")
     return examples
@@ -219,6 +159,15 @@ def reducer(trainer: pl.Trainer) -> Reduce:
         return torch.as_tensor(reduced)
 
     return reduce
+
+
+def gatherer(trainer: pl.Trainer) -> Gather:
+    """Gathers a plain value from all processes of a trainer."""
+
+    def gather(value: Any) -> list[Any]:
+        return [trainer.strategy.broadcast(value, src=rank) for rank in range(trainer.world_size)]
+
+    return gather
 
 
 def reset_metrics(module: nn.Module) -> None:

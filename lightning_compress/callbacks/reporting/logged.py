@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import pytorch_lightning as pl
 import torch
@@ -14,8 +15,11 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from lightning_compress.core import ConfigurationError
+from lightning_compress.export.failures import reason
+from lightning_compress.report.attempts import Attempts
 
 Reduce = Callable[[Tensor, str], Tensor]
+Gather = Callable[[Any], list[Any]]
 
 _REDUCTIONS = ("mean", "sum", "max", "min")
 _SIGNATURE = inspect.signature(pl.LightningModule.log)
@@ -42,6 +46,16 @@ class _Figure:
         return float(sums[0] / sums[1])
 
 
+class _Kind(NamedTuple):
+    """What was logged under a name: a figure with its reduction, or a metric at a place in the module."""
+
+    reduction: str | None
+    path: str | None
+
+
+_UNREGISTERED = _Kind(None, None)
+
+
 @dataclass
 class Logged:
     """Stands in for ``self.log`` and ``self.log_dict``; keeps what Lightning would show at the end of an epoch.
@@ -54,10 +68,12 @@ class Logged:
     batch_size: int = 1
     loader: int = 0
     _found: dict[str, _Figure | Metric] = field(default_factory=dict)
+    _module: pl.LightningModule | None = None
 
     @contextmanager
     def listening_to(self, module: pl.LightningModule) -> Iterator[None]:
         """While open, what the module logs comes here and not to the Trainer."""
+        self._module = module
         names = ("log", "log_dict")
         before = {name: module.__dict__[name] for name in names if name in module.__dict__}
         module.__dict__.update({name: getattr(self, name) for name in names})
@@ -94,23 +110,47 @@ class Logged:
         for name, value in dictionary.items(keep_base=False) if collection else dictionary.items():  # type: ignore[call-arg]
             self.log(str(name), value, *args, **kwargs)
 
-    def totals(self, reduce: Reduce) -> dict[str, float]:
+    def totals(self, reduce: Reduce, gather: Gather, attempts: Attempts) -> dict[str, float]:
         """Every figure over all batches and processes, in the order in which the names first came.
 
         Args:
             reduce: a tensor over the processes by ``"sum"``, ``"max"`` or ``"min"``.
+            gather: what each process has; one may have logged what another did not, or have had no batch at all.
+            attempts: is told of a metric that cannot be computed.
         """
+        paths = {id(part): path for path, part in self._module.named_modules()} if self._module else {}
+        logged = {
+            name: _Kind(one.reduction, None) if isinstance(one, _Figure) else _Kind(None, paths.get(id(one)))
+            for name, one in self._found.items()
+        }
+        everywhere = gather(logged)
         found = {}
-        for name, one in self._found.items():
-            value = one.total(reduce) if isinstance(one, _Figure) else _computed(one)
+        for name, kind in {name: kind for names in everywhere for name, kind in names.items()}.items():
+            if kind == _UNREGISTERED and not all(name in names for names in everywhere):
+                continue  # a process that has no such object cannot take part in what the others compute
+            one = self._found.get(name) or self._absent(kind)
+            try:
+                value = one.total(reduce) if isinstance(one, _Figure) else _computed(one)
+            except Exception as error:
+                attempts.note(name, f"{type(error).__name__}: {reason(error)}")
+                continue
             if value is not None:
                 found[name] = value
         return found
 
+    def _absent(self, kind: _Kind) -> _Figure | Metric:
+        """What adds nothing to a figure that other processes logged."""
+        if kind.reduction is None:
+            return cast("Metric", cast("pl.LightningModule", self._module).get_submodule(str(kind.path)))
+        nothing = {"max": -torch.inf, "min": torch.inf}.get(kind.reduction, 0.0)
+        return _Figure(kind.reduction, torch.tensor(nothing, dtype=torch.double), 0.0)
+
 
 def _computed(metric: Metric) -> float | None:
     """A metric's value over all processes, if it is one number."""
-    value = metric.compute()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The ``compute`` method of metric .* was called before")
+        value = metric.compute()
     metric.reset()
     return float(value) if isinstance(value, Tensor) and value.numel() == 1 else None
 
