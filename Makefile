@@ -6,7 +6,7 @@ WORKERS ?= auto
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-EXTRAS := dev,storage,cli,onnx,openvino,torchao,bitsandbytes,plots,benchmarks,docs
+EXTRAS := dev,storage,cli,onnx,openvino,torchao,bitsandbytes,search,dask,plots,benchmarks,docs
 
 # A benchmark is a file with a main guard; the others in the folder are its helpers.
 BENCHMARKS = $(patsubst benchmarks/%.py,benchmarks.%,$(shell grep -l __main__ benchmarks/*.py))

@@ -1,4 +1,4 @@
-"""The command line: ``lightning-compress report``, ``compare`` and ``inspect``."""
+"""The command line: ``lightning-compress report``, ``compare``, ``inspect`` and ``large-then-compress``."""
 
 from lightning_compress.cli.commands import main
 

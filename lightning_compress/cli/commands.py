@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from lightning_compress.cli import compare, inspect, report
+from lightning_compress.cli import compare, inspect, large_then_compress, report
 from lightning_compress.cli.output import complain
 from lightning_compress.core import CompressionError, MissingExtraError
 
@@ -24,7 +24,8 @@ _EXIT_CODES = """exit codes:
 _EXAMPLES = """examples:
   lightning-compress report lightning_logs/version_3
   lightning-compress compare dense.onnx small.onnx --plot sizes.svg
-  lightning-compress inspect last.ckpt --all"""
+  lightning-compress inspect last.ckpt --all
+  lightning-compress large-then-compress --config sizes.yaml --dry-run"""
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,13 @@ COMMANDS = {
     "report": Command(report.SUMMARY, report.DESCRIPTION, report.EXAMPLES, report.add_arguments, report.run),
     "compare": Command(compare.SUMMARY, compare.DESCRIPTION, compare.EXAMPLES, compare.add_arguments, compare.run),
     "inspect": Command(inspect.SUMMARY, inspect.DESCRIPTION, inspect.EXAMPLES, inspect.add_arguments, inspect.run),
+    "large-then-compress": Command(
+        large_then_compress.SUMMARY,
+        large_then_compress.DESCRIPTION,
+        large_then_compress.EXAMPLES,
+        large_then_compress.add_arguments,
+        large_then_compress.run,
+    ),
 }
 
 

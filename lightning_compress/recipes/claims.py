@@ -1,0 +1,137 @@
+"""The claims of Li et al. 2020, judged by a run's own figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import combinations
+
+from lightning_compress.recipes.front import Budget, best_point, finished
+from lightning_compress.recipes.results import DENSE, Claim, Moment, Point, Training
+
+_LEVELS = 3
+_FEWEST = 3  # moments of a curve
+
+
+def judge_claims(
+    trainings: Sequence[Training], points: Sequence[Point], *, higher_is_better: bool
+) -> tuple[Claim, ...]:
+    """What a run says of the paper's claims.
+
+    Each claim is a number of comparisons between a smaller and a larger size. It holds if all of them favour the larger
+    one, and does not if at most half of them do; in between, and without any, the data cannot tell.
+
+    Args:
+        trainings: the smallest first.
+        points: every size at every compression.
+        higher_is_better: how the quality is read.
+    """
+    good = [training for training in trainings if training.failure is None]
+    return (
+        _convergence(good, "optimizer steps", lambda moment: moment.step),
+        _convergence(good, "seconds", lambda moment: moment.seconds),
+        _large_compressed_wins(good, points, higher_is_better=higher_is_better),
+        _errors_shrink(good, points, "quantization"),
+        _errors_shrink(good, points, "pruning"),
+    )
+
+
+def reached(curve: Sequence[Moment], loss: str, level: float, cost: Callable[[Moment], float]) -> float:
+    """What it took to bring a loss to a level for the first time; infinite if it never came there.
+
+    Example:
+        >>> curve = [Moment(10, 1.0, {"val_loss": 0.9}), Moment(20, 2.0, {"val_loss": 0.5})]
+        >>> reached(curve, "val_loss", 0.6, lambda moment: moment.step)
+        20
+    """
+    return next((cost(moment) for moment in curve if moment.figures.get(loss, math.inf) <= level), math.inf)
+
+
+def levels(trainings: Sequence[Training]) -> tuple[str, list[float]]:
+    """The loss that curves are compared by, and levels of it that all of them reached.
+
+    Returns:
+        A validation loss where each curve has three moments of it or more, otherwise the loss of training; and from
+        none to three levels, the hardest last.
+    """
+    for loss in (*_validation_losses(trainings), "train_loss"):
+        curves = [[one.figures[loss] for one in training.curve if loss in one.figures] for training in trainings]
+        curves = [[value for value in curve if math.isfinite(value)] for curve in curves]
+        if not curves or min(map(len, curves)) < _FEWEST:
+            continue
+        start, hardest = min(curve[0] for curve in curves), max(min(curve) for curve in curves)
+        if hardest < start:
+            return loss, [start + (hardest - start) * (place + 1) / _LEVELS for place in range(_LEVELS)]
+    return "train_loss", []
+
+
+def _convergence(trainings: Sequence[Training], unit: str, cost: Callable[[Moment], float]) -> Claim:
+    claim = f"A larger model reaches the same loss in fewer {unit}."
+    loss, found = levels(trainings)
+    if len(trainings) < 2 or not found:  # noqa: PLR2004 (two sizes to compare)
+        return Claim(claim, None, "There are no two sizes whose loss came down to a common level.")
+    found[-1] = max(found[-1], _hardest(trainings, loss))  # not a rounding error below what was reached
+    costs = [[reached(training.curve, loss, level, cost) for level in found] for training in trainings]
+    pairs = [(small[place], large[place]) for small, large in combinations(costs, 2) for place in range(len(found))]
+    told = ", ".join(f"{each[-1]:.4g} for {training.size!r}" for training, each in zip(trainings, costs, strict=True))
+    because = f"{unit.capitalize()} to a {loss} of {found[-1]:.4g}: {told}"
+    return _judged(claim, [large < small for small, large in pairs], because)
+
+
+def _hardest(trainings: Sequence[Training], loss: str) -> float:
+    return max(min(one.figures[loss] for one in training.curve if loss in one.figures) for training in trainings)
+
+
+def _large_compressed_wins(trainings: Sequence[Training], points: Sequence[Point], *, higher_is_better: bool) -> Claim:
+    claim = "At the size of each smaller model, the best is a larger one, compressed."
+    known = finished(points)
+    dense = {point.size: point for point in known if point.compression == DENSE}
+    order = [training.size for training in trainings if training.size in dense]
+    if len(order) < 2 or len(dense) == len(known):  # noqa: PLR2004 (two sizes to compare)
+        return Claim(claim, None, "There are no two sizes, or no compressed points.")
+    won, told = [], []
+    for place, size in enumerate(order[:-1]):
+        budget = Budget("bytes", float(dense[size].disk_bytes or 0), "")
+        best = best_point(known, budget, higher_is_better=higher_is_better) or dense[size]
+        won.append(
+            best.size in order[place + 1 :] and best.compression != DENSE and best.quality != dense[size].quality
+        )
+        told.append(
+            f"in {budget.most:,.0f} bytes {best.size!r} at {best.compression!r} has {best.quality:.4g}, "
+            f"{size!r} dense {dense[size].quality:.4g}"
+        )
+    return _judged(claim, won, _sentence("; ".join(told)))
+
+
+def _errors_shrink(trainings: Sequence[Training], points: Sequence[Point], method: str) -> Claim:
+    claim = f"The {method} error shrinks as models grow."
+    order = [training.size for training in trainings]
+    by_words: dict[str, dict[str, float]] = {}
+    for point in points:
+        if point.failure is None and list(point.errors) == [method]:
+            by_words.setdefault(point.compression, {})[point.size] = point.errors[method].mean_squared
+    pairs = [
+        (errors[small], errors[large])
+        for errors in by_words.values()
+        for small, large in combinations([size for size in order if size in errors], 2)
+    ]
+    if not pairs:
+        return Claim(claim, None, f"There is no {method} of two sizes alike.")
+    words, errors = max(by_words.items(), key=lambda item: max(item[1].values()))
+    told = ", ".join(f"{errors[size]:.3g} for {size!r}" for size in order if size in errors)
+    return _judged(claim, [large < small for small, large in pairs], f"Mean squared, at {words!r}: {told}")
+
+
+def _judged(claim: str, favourable: Sequence[bool], because: str) -> Claim:
+    count, total = sum(favourable), len(favourable)
+    holds = True if count == total else False if 2 * count <= total else None
+    return Claim(claim, holds, f"{because}. {count} of {total} comparisons favour the larger.")
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _validation_losses(trainings: Sequence[Training]) -> list[str]:
+    names = dict.fromkeys(name for training in trainings for moment in training.curve for name in moment.figures)
+    return [name for name in names if "val" in name.lower() and "loss" in name.lower()]
