@@ -1,6 +1,8 @@
 """Recipes: longer experiments over whole models, out of the methods."""
 
 from lightning_compress.recipes.budget import search_budget
+from lightning_compress.recipes.budget_plans import Choice
+from lightning_compress.recipes.budget_result import BudgetResult
 from lightning_compress.recipes.compressions import Prune, Quantize
 from lightning_compress.recipes.large_then_compress import train_large_then_compress
 from lightning_compress.recipes.page import plot, read_result
@@ -11,6 +13,8 @@ from lightning_compress.recipes.sizes import transformer_sizes
 from lightning_compress.recipes.trained_compressions import Compress, PruneGradually, QuantizeAware
 
 __all__ = [
+    "BudgetResult",
+    "Choice",
     "Claim",
     "Compress",
     "Error",
