@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from lightning_compress.callbacks.handover import CHECKPOINT_KEY
 from lightning_compress.callbacks.quantization_aware_training import restore_quantization_
 from lightning_compress.core import CompressionError, ConfigurationError
+from lightning_compress.core.logs import unlogged
 from lightning_compress.export import export
 from lightning_compress.measurement import measure_latency
 from lightning_compress.recipes.jobs import Job
@@ -115,8 +116,9 @@ def export_best(jobs: Mapping[tuple[str, str], Job], best: Point | None, out: Pa
 def _as_onnx(job: Job, path: Path) -> Any:
     """How near each runtime comes to the model, or why there is no file."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the tracer's; what matters is told in about.json
+        # What the tracer warns of and the export logs: what matters stands in about.json.
+        with warnings.catch_warnings(), unlogged("lightning_compress.export"):
+            warnings.simplefilter("ignore")
             report = export(restored(job), path, one_example(job.task.data))
     except CompressionError as error:
         return f"not written: {error}"
