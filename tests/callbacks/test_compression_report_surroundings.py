@@ -69,6 +69,14 @@ def test_a_checkpoint_is_tested_against_the_model_from_before_its_fit(tmp_path):
     assert later.report.compressed.metrics == first.report.compressed.metrics
 
 
+def test_a_checkpoint_of_weights_alone_is_tested_against_them_too(tmp_path):
+    keep = ModelCheckpoint(tmp_path, filename="weights", save_weights_only=True)
+    first, later = report(tmp_path), report(tmp_path)
+    trainer(pruning(), first, keep, enable_checkpointing=True).fit(Classifier(), loader(), loader(24, seed=2))
+    trainer(later).test(Classifier(), loader(24, seed=2), ckpt_path=tmp_path / "weights.ckpt", verbose=False)
+    assert later.report.dense.metrics["test_accuracy"] == pytest.approx(first.report.dense.metrics["val_accuracy"])
+
+
 def test_weights_from_before_the_fit_that_are_gone_are_missed(tmp_path):
     run = trainer(pruning(), report(tmp_path))
     run.fit(Classifier(), loader(), loader(24, seed=2))

@@ -1,6 +1,5 @@
 import math
 from dataclasses import fields, replace
-from html.parser import HTMLParser
 
 import pytest
 
@@ -8,30 +7,10 @@ from lightning_compress.recipes.page import page
 from lightning_compress.recipes.results import Point, Result
 from lightning_compress.recipes.run_words import verdict
 from tests.recipes.page_runs import SIZES, everything, half_failed, one_size, whole
+from tests.report.structure import Structure
 
 EVIL = "<script>alert('&')</script>"
 SMALL, LARGE = "small", "large"
-
-
-class Structure(HTMLParser):
-    """What a page consists of; every element must be closed."""
-
-    def __init__(self, source):
-        super().__init__()
-        self.elements, self.attributes, self.texts, self.open = [], [], [], []
-        self.feed(source)
-
-    def handle_starttag(self, tag, attributes):
-        self.elements.append(tag)
-        self.attributes += attributes
-        if tag not in ("meta", "br", "wbr"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, text):
-        self.texts.append(text)
 
 
 def point(size, compression, quality, megabytes, **others):

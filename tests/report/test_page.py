@@ -1,5 +1,4 @@
 from dataclasses import fields, replace
-from html.parser import HTMLParser
 
 import pytest
 
@@ -9,29 +8,9 @@ from lightning_compress.report.markup import Markup, element
 from lightning_compress.report.plots import Bar, bars, line
 from lightning_compress.report.schema import Applied, Curve, Failure, Finding, Flip, Group, Layer, Report
 from tests.report.reports import everything, failed, minilm, tiny
+from tests.report.structure import Structure
 
 EVIL = "<script>alert('&')</script>"
-
-
-class Structure(HTMLParser):
-    """What a page consists of: its elements, its texts, and whether every element is closed."""
-
-    def __init__(self, source):
-        super().__init__()
-        self.elements, self.attributes, self.texts, self.open = [], [], [], []
-        self.feed(source)
-
-    def handle_starttag(self, tag, attributes):
-        self.elements.append(tag)
-        self.attributes += attributes
-        if tag not in ("meta", "br", "wbr"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, text):
-        self.texts.append(text)
 
 
 @pytest.mark.parametrize("name", list(everything()))
