@@ -154,8 +154,8 @@ class TransformerModule(pl.LightningModule):
 
     def _schedule_steps(self) -> tuple[int, int | None]:
         """Optimizer steps of the warmup and of the whole run; None where no length is needed."""
-        if self.schedule == "constant" and isinstance(self.warmup, int):
-            return self.warmup, None
+        if self.schedule == "constant" and (self.warmup == 0 or isinstance(self.warmup, int)):
+            return int(self.warmup), None
         total = self.trainer.estimated_stepping_batches
         if not 0 <= total < math.inf:
             raise ConfigurationError(

@@ -62,7 +62,7 @@ def trainings_of(jobs: Mapping[Key, Job], points: Sequence[Point], previews: Map
             lost = Training(job.name, previews[job.name].parameters, 0, 0.0, None, (), point.failure)
             found.append(lost if point.failure else read_training(job.folder) or lost)
     if all(training.failure for training in found):
-        raise CompressionError(f"every size failed; {found[0].size!r}: {found[0].failure}.")
+        raise CompressionError(f"every size failed; {found[0].size!r}: {str(found[0].failure).rstrip('.')}.")
     return found
 
 

@@ -286,9 +286,10 @@ def test_an_endless_run_is_refused_unless_the_schedule_needs_no_length(tmp_path)
         module.trainer = endless
         with pytest.raises(ConfigurationError, match="endless: set Trainer"):
             module.configure_optimizers()
-    module = build(schedule="constant", warmup=3)
-    module.trainer = endless
-    assert module.configure_optimizers()["lr_scheduler"]["interval"] == "step"
+    for settings in ({}, {"warmup": 3}):
+        module = build(schedule="constant", **settings)
+        module.trainer = endless
+        assert module.configure_optimizers()["lr_scheduler"]["interval"] == "step"
 
 
 def test_an_iterable_loader_without_max_steps_is_endless(tmp_path):
