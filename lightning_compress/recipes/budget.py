@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import json
+import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
 from filelock import FileLock
 
+from lightning_compress.core import CheckpointError
 from lightning_compress.core.targets import Patterns
-from lightning_compress.export import save_compressed
 from lightning_compress.export.compressed import entropy_coded
 from lightning_compress.export.files import write_whole
 from lightning_compress.recipes.budget_arguments import check, layers_of, offered, open_folder
+from lightning_compress.recipes.budget_carry_out import CarryOut
+from lightning_compress.recipes.budget_fine_tune import check_fine_tune
 from lightning_compress.recipes.budget_goal import Goal
-from lightning_compress.recipes.budget_models import Judge, compressed, few_examples, packed_bytes, train
-from lightning_compress.recipes.budget_plans import FLOAT, Plan, prices_of_files
-from lightning_compress.recipes.budget_result import BudgetResult, Figures
+from lightning_compress.recipes.budget_models import Judge, few_examples
+from lightning_compress.recipes.budget_plans import FLOAT, prices_of_files
+from lightning_compress.recipes.budget_result import BudgetResult
 from lightning_compress.recipes.budget_study import import_optuna, search
 from lightning_compress.recipes.sensitivity import sensitivity
+
+_SAME_WITHIN = 0.01  # a relative difference that other precision or another device may make
 
 
 def search_budget(
@@ -66,7 +68,7 @@ def search_budget(
         exclude: the same, taken away again.
         examples: of the validation set that each layer is judged by, evenly spaced.
         trials: plans that Optuna tries, of all processes together, beside the uniform ones and the one along the
-            convex hulls.
+            convex hulls. Each process beyond the first may add one more, that it had begun.
         storage: of the Optuna study: the path of a journal file, an address such as ``"sqlite:///study.db"``, or a
             storage object; by default a journal file in ``out``. Processes of one folder share the study.
         fine_tune: arguments of the Trainer that trains the winner, ``{"max_epochs": 1}`` say; callbacks among
@@ -81,11 +83,13 @@ def search_budget(
     Raises:
         ConfigurationError: a value that cannot work, or a budget that no plan keeps; the nearest is named.
         TargetError: a pattern matches nothing.
-        CheckpointError: the folder or the study is of another search.
+        CheckpointError: the folder or the study is of another search, or damaged.
+        OSError: the disk is full; with room again, the search goes on.
         MissingExtraError: optuna or zstandard is not installed.
     """
     numbers = {"examples": (examples, 1), "trials": (trials, 0), "seed": (seed, 0)}
-    wanted = check(module, data, budget=budget, monitor=monitor, mode=mode, numbers=numbers, fine_tune=fine_tune)
+    wanted = check(module, data, budget=budget, monitor=monitor, mode=mode, numbers=numbers)
+    check_fine_tune(module, data, fine_tune)
     shares, widths = offered(sparsities, bits)
     layers = layers_of(module, include, exclude)
     import_optuna()
@@ -94,6 +98,7 @@ def search_budget(
     Goal(wanted, prices).refuse_impossible()
     folder = open_folder(out, {"monitor": monitor, "mode": mode, "examples": examples})
     judge, few = Judge(fine_tune or {}, monitor=monitor, mode=mode), few_examples(data, examples)
+    dense, sample = judge.dense(module, data), judge.dense(module, few)
     with FileLock(folder / "sensitivity.lock"):
         found = sensitivity(
             module,
@@ -106,90 +111,19 @@ def search_budget(
             higher_is_better=mode == "max",
             path=folder / "sensitivity.json",
         )
+    _refuse_other_data(found.dense, sample[monitor], folder, monitor)
     goal = Goal(wanted, prices.losing(found))
     goal.refuse_impossible()
     plan, done = search(goal, trials=trials, seed=seed, storage=storage, folder=folder)
-    carry_out = _CarryOut(module, data, judge, folder)
-    result = carry_out(goal, plan, few, trials=done, fine_tune=fine_tune, seed=seed)
+    carry_out = CarryOut(module, data, few, judge, dense, sample, folder)
+    result = carry_out(goal, plan, trials=done, fine_tune=fine_tune, seed=seed)
     write_whole(folder / ("plan.json" if result.tuned is None else "result.json"), result.to_json().encode())
     return result
 
 
-@dataclass(frozen=True)
-class _CarryOut:
-    """Makes plans real, and measures what comes of them."""
-
-    module: pl.LightningModule
-    data: pl.LightningDataModule
-    judge: Judge
-    folder: Path
-
-    def __call__(
-        self,
-        goal: Goal,
-        plan: Plan,
-        few: pl.LightningDataModule,
-        *,
-        trials: int,
-        fine_tune: Mapping[str, Any] | None,
-        seed: int,
-    ) -> BudgetResult:
-        dense, sample = self.judge(self.module, self.data), self.judge(self.module, few)
-
-        def sampled(candidate: pl.LightningModule) -> float:
-            return self.judge.lost(sample, self.judge(candidate, few))
-
-        final, report, tuned = compressed(self.module, plan), None, None
-        lost, same, uniform = sampled(final), goal.best(goal.prices.uniform()), None
-        if goal.allows(same):
-            plain = compressed(self.module, same)
-            uniform = self._measured(plain, dense, "uniform")
-            if _is_better(goal, (same, sampled(plain)), (plan, lost)):
-                plan, final, lost = same, plain, sampled(plain)
-        untrained = self._measured(final, dense, "plan")
-        if fine_tune is not None:
-            folder = self.folder / f"fine_tune-{_digest(plan, fine_tune, seed)}"
-            monitor = self.judge.monitor
-            final, report = train(
-                self.module, self.data, plan, settings=fine_tune, folder=folder, monitor=monitor, seed=seed
-            )
-            tuned = self._measured(final, dense, "model")
-        return BudgetResult(
-            budget=goal.budget,
-            monitor=self.judge.monitor,
-            plan=plan,
-            estimated_bytes=goal.prices.bytes_of(plan),
-            estimated_lost=goal.prices.lost_by(plan),
-            sampled_lost=lost,
-            trials=trials,
-            dense=dense,
-            untrained=untrained,
-            uniform_plan=None if uniform is None else same,
-            uniform=uniform,
-            tuned=tuned,
-            module=final,
-            report=report,
+def _refuse_other_data(before: float, now: float, folder: Path, monitor: str) -> None:
+    if not math.isclose(before, now, rel_tol=_SAME_WITHIN, abs_tol=1e-6):
+        raise CheckpointError(
+            f"out={str(folder)!r} was begun with a dense model of {monitor} {before:.6g}, and on the same examples it "
+            f"is {now:.6g} now: the data has changed, or evaluation is random; name another folder, or seed it."
         )
-
-    def _measured(self, candidate: pl.LightningModule, dense: Mapping[str, float], name: str) -> Figures:
-        quality = self.judge(candidate, self.data)
-        size = save_compressed(candidate, self.folder / f"{name}.safetensors.zst")
-        return Figures(quality, self.judge.lost(dense, quality), packed_bytes(candidate), size)
-
-
-def _is_better(goal: Goal, one: tuple[Plan, float], other: tuple[Plan, float]) -> bool:
-    """Whether one plan is better than another, by what each really lost before any training."""
-    limit = goal.budget.lost
-
-    def rank(plan: Plan, lost: float) -> tuple[bool, float]:
-        keeps = limit is None or lost <= limit
-        return (not keeps, lost if limit is None or not keeps else goal.prices.bytes_of(plan))
-
-    return rank(*one) < rank(*other)
-
-
-def _digest(plan: Plan, fine_tune: Mapping[str, Any], seed: int) -> str:
-    """Of a fit: a checkpoint of another one is not to be gone on with."""
-    plain = {name: value for name, value in fine_tune.items() if isinstance(value, (bool, int, float, str))}
-    described = [seed, {layer: list(choice) for layer, choice in plan.items()}, sorted(plain.items())]
-    return sha256(json.dumps(described).encode()).hexdigest()[:12]

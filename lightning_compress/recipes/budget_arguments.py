@@ -9,11 +9,14 @@ from typing import Any
 
 import pytorch_lightning as pl
 from filelock import FileLock
+from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from lightning_compress.core import CheckpointError, ConfigurationError, Target, select
 from lightning_compress.core.targets import Patterns, is_sharded
 from lightning_compress.export.files import write_whole
 from lightning_compress.recipes.budget_plans import FLOAT, Budget
+
+_SETTINGS = "search.json"
 
 
 def check(
@@ -24,7 +27,6 @@ def check(
     monitor: Any,
     mode: Any,
     numbers: Mapping[str, tuple[Any, int]],
-    fine_tune: Any,
 ) -> Budget:
     """Refuse what cannot work, and read the budget.
 
@@ -35,7 +37,6 @@ def check(
         monitor: a metric.
         mode: ``"max"`` or ``"min"``.
         numbers: by argument, the value and the least it may be.
-        fine_tune: arguments of a Trainer, or ``None``.
 
     Raises:
         ConfigurationError: with argument, value and what was expected.
@@ -52,9 +53,9 @@ def check(
     for argument, (value, least) in numbers.items():
         if type(value) is not int or value < least:
             raise ConfigurationError(f"{argument}={value!r}: write a whole number from {least}.")
-    if fine_tune is not None and not isinstance(fine_tune, Mapping):
+    if not is_overridden("validation_step", module):
         raise ConfigurationError(
-            f"fine_tune={fine_tune!r}: write the Trainer's arguments, {{'max_epochs': 1}} say, or None."
+            f"module: {type(module).__name__} has no validation_step; write one that logs {monitor!r}."
         )
     return Budget.read(budget)
 
@@ -110,19 +111,19 @@ def open_folder(out: Any, settings: Mapping[str, Any]) -> Path:
     try:
         folder = Path(out)
         folder.mkdir(parents=True, exist_ok=True)
+        _refuse_foreign(folder)
         with FileLock(folder / "search.lock"):
-            file = folder / "search.json"
+            file = folder / _SETTINGS
             if not file.exists():
-                foreign = sorted(path.name for path in folder.iterdir() if path.name != "search.lock")
-                if foreign:
-                    raise CheckpointError(
-                        f"out={str(folder)!r} has {foreign[0]!r} in it and is of no budget search; name a new folder."
-                    )
                 write_whole(file, (json.dumps(settings) + "\n").encode())
-            before = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, TypeError) as error:
+            written = file.read_bytes()
+    except CheckpointError:
+        raise
+    except (OSError, TypeError, ValueError) as error:
         raise ConfigurationError(f"out={out!r} cannot be written to: {error}; name a folder of yours.") from error
-    except json.JSONDecodeError as error:
+    try:
+        before = json.loads(written)
+    except ValueError as error:
         raise CheckpointError(f"{file} is damaged: {error}; delete it, or name another out=.") from error
     if before != settings:
         raise CheckpointError(
@@ -130,3 +131,13 @@ def open_folder(out: Any, settings: Mapping[str, Any]) -> Path:
             "the same again."
         )
     return folder
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Before anything is written: of the files of a search its settings come first, and their lock before."""
+    there = sorted(path.name for path in folder.iterdir())
+    foreign = [name for name in there if not name.lstrip(".").startswith("search.")]
+    if foreign and _SETTINGS not in there:
+        raise CheckpointError(
+            f"out={str(folder)!r} has {foreign[0]!r} in it and is of no budget search; name a new folder."
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import pairwise
 
 from lightning_compress.core import ConfigurationError
@@ -49,6 +50,10 @@ class Goal:
         sizes, losses = self.prices.bytes, self.prices.lost
         first, then = (sizes, losses) if self.budget.bytes is not None else (losses, sizes)
         return {layer: min(first[layer], key=lambda to: (first[layer][to], then[layer][to])) for layer in sizes}
+
+    def stricter(self, share: float) -> Goal:
+        """The same with so much of the limit on the loss."""
+        return Goal(replace(self.budget, lost=share * (self.budget.lost or math.inf)), self.prices)
 
     def refuse_impossible(self) -> None:
         """Stop where no plan keeps to the budget.

@@ -1,20 +1,17 @@
-"""Plans made real: a model compressed by one without training, evaluated, and trained on."""
+"""Plans made real without training: a model compressed by one, and evaluated."""
 
 from __future__ import annotations
 
+import math
 import re
-import warnings
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.utilities.seed import isolate_rng
+from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader
 
-from lightning_compress.callbacks import CompressionReport, GradualPruning, QuantizationAwareTraining
 from lightning_compress.core import ConfigurationError, select
 from lightning_compress.export.compressed import packed
 from lightning_compress.post_training import quantize
@@ -22,16 +19,13 @@ from lightning_compress.quantization.baked import baked_weights
 from lightning_compress.quantization.removal import copy_of
 from lightning_compress.recipes.budget_plans import FLOAT, Plan
 from lightning_compress.recipes.weight_changes import pruned
-from lightning_compress.report import Report, read_report
 
-_QUIET: Mapping[str, Any] = {
+QUIET: Mapping[str, Any] = {
     "logger": False,
     "enable_progress_bar": False,
     "enable_model_summary": False,
     "enable_checkpointing": False,
 }
-_LAST = "last"
-_FIRST, _EVERY = 1, 1  # optimizer steps: of a fit of a few dozen, shares would be less than one
 
 
 class _Few(pl.LightningDataModule):
@@ -58,6 +52,8 @@ def few_examples(data: pl.LightningDataModule, examples: int) -> pl.LightningDat
     Raises:
         ConfigurationError: no validation loader, several, or an empty one.
     """
+    if not is_overridden("val_dataloader", data):
+        raise ConfigurationError(f"data: {type(data).__name__} has no val_dataloader; what is lost is measured on it.")
     data.prepare_data()
     data.setup("validate")
     loader = data.val_dataloader()
@@ -93,7 +89,7 @@ class Judge:
     def __init__(self, settings: Mapping[str, Any], *, monitor: str, mode: str) -> None:
         where = {name: settings[name] for name in ("accelerator", "precision") if name in settings}
         # Metrics that a module keeps would be unusable in a fit, had they been reset in inference mode.
-        self._trainer = pl.Trainer(**_QUIET, **where, devices=1, inference_mode=False)
+        self._trainer = pl.Trainer(**QUIET, **where, devices=1, inference_mode=False)
         self.monitor = monitor
         self._sign = 1.0 if mode == "max" else -1.0
 
@@ -112,9 +108,24 @@ class Judge:
             )
         return metrics
 
+    def dense(self, module: pl.LightningModule, data: pl.LightningDataModule) -> dict[str, float]:
+        """What the model logs that everything is compared with.
+
+        Raises:
+            ConfigurationError: its monitored metric is not logged, or no finite number.
+        """
+        metrics = self(module, data)
+        if not math.isfinite(metrics[self.monitor]):
+            raise ConfigurationError(
+                f"monitor={self.monitor!r} of the dense model is {metrics[self.monitor]}; give a trained model, and a "
+                "metric that is a number on its validation set."
+            )
+        return metrics
+
     def lost(self, dense: Mapping[str, float], metrics: Mapping[str, float]) -> float:
-        """How much worse the monitored metric is than that of the dense model."""
-        return self._sign * (dense[self.monitor] - metrics[self.monitor])
+        """How much worse the monitored metric is than that of the dense model; infinitely, if it is no number."""
+        lost = self._sign * (dense[self.monitor] - metrics[self.monitor])
+        return math.inf if math.isnan(lost) else lost + 0.0  # 0.0, not -0.0
 
 
 def compressed(module: pl.LightningModule, plan: Plan) -> pl.LightningModule:
@@ -123,7 +134,7 @@ def compressed(module: pl.LightningModule, plan: Plan) -> pl.LightningModule:
     with torch.no_grad():
         for target in select(copy, include=[pattern(layer) for layer in plan]):
             target.parameter.copy_(pruned(target, plan[target.name].sparsity))
-    if settings := _quantization(plan):
+    if settings := quantization(plan):
         return quantize(copy, [None], forward=lambda *_: None, **settings)
     return copy
 
@@ -133,66 +144,8 @@ def packed_bytes(module: pl.LightningModule) -> int:
     return len(packed(module.state_dict(), baked_weights(module)))
 
 
-def train(
-    module: pl.LightningModule,
-    data: pl.LightningDataModule,
-    plan: Plan,
-    *,
-    settings: Mapping[str, Any],
-    folder: Path,
-    monitor: str,
-    seed: int,
-) -> tuple[pl.LightningModule, Report | None]:
-    """Train a copy under the plan: pruned step by step, with rounded weights from the start.
-
-    Args:
-        module: the dense one; stays as it is.
-        data: for training and validation.
-        plan: what to do to each layer.
-        settings: for the Trainer; its callbacks come between those of this package.
-        folder: of the last checkpoint, from which a fit that was cut off goes on, and of the report.
-        monitor: what the report shows first.
-        seed: of everything random.
-
-    Returns:
-        The trained copy, and the report.
-    """
-    report = CompressionReport(monitor=monitor, dirpath=folder, runtimes=[])
-    callbacks = [*_compression(plan, seed), *_given(settings), report]
-    if settings.get("enable_checkpointing", True):
-        callbacks.append(ModelCheckpoint(dirpath=folder, filename=_LAST, enable_version_counter=False))
-    last, finished = folder / f"{_LAST}.ckpt", folder / "finished.ckpt"
-    copy = copy_of(module)
-    with isolate_rng(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
-        pl.seed_everything(seed, verbose=False)
-        trainer = pl.Trainer(
-            **(dict(_QUIET) | {"enable_checkpointing": True} | dict(settings) | {"callbacks": callbacks})
-        )
-        if finished.exists():  # a fit without a step to take would leave the model unquantized
-            trainer.validate(copy, datamodule=data, ckpt_path=finished, verbose=False)
-            return copy, read_report(folder / "report.json") if (folder / "report.json").exists() else None
-        trainer.fit(copy, datamodule=data, ckpt_path=last if last.exists() else None)
-        trainer.save_checkpoint(finished)
-    return copy, report.report
-
-
-def _compression(plan: Plan, seed: int) -> list[pl.Callback]:
-    callbacks: list[pl.Callback] = []
-    shares = {pattern(layer): choice.sparsity for layer, choice in plan.items() if choice.sparsity}
-    if shares:
-        callbacks.append(GradualPruning(shares, start=_FIRST, every=_EVERY, seed=seed))
-    if quantization := _quantization(plan):
-        callbacks.append(QuantizationAwareTraining(**quantization))
-    return callbacks
-
-
-def _given(settings: Mapping[str, Any]) -> list[pl.Callback]:
-    given = settings.get("callbacks") or []
-    return [given] if isinstance(given, pl.Callback) else list(given)
-
-
-def _quantization(plan: Plan) -> dict[str, Any]:
+def quantization(plan: Plan) -> dict[str, Any]:
+    """Arguments of quantization under the plan; none where it quantizes nothing."""
     widths = {pattern(layer): choice.bits for layer, choice in plan.items() if choice.bits != FLOAT}
     if not widths:
         return {}

@@ -14,7 +14,7 @@ from lightning_compress.quantization.rows import Rows
 from lightning_compress.recipes.sensitivity_points import Sensitivity
 from lightning_compress.recipes.weight_changes import rounding
 
-FLOAT = 32  # bits of a layer that is not quantized
+FLOAT = 32  # stands for a layer that is not quantized, whatever its numbers take
 _TERNARY = 2  # bits: on both sides of zero there are three numbers then, and a sign is all that is left of them
 _UNITS = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _MASKED_FROM = 1 / 16  # share of zeros among floating-point numbers
@@ -78,7 +78,7 @@ class Budget:
         )
 
 
-def layer_bytes(weights: int, rows: int, choice: Choice) -> int:
+def layer_bytes(weights: int, rows: int, choice: Choice, *, number: int) -> int:
     """What the numbers of one layer take in a file of :func:`lightning_compress.save_compressed`, before Zstandard.
 
     Where zeros are many, one bit a weight says what is zero, and the other weights follow. Rounding makes further
@@ -88,18 +88,19 @@ def layer_bytes(weights: int, rows: int, choice: Choice) -> int:
         weights: how many.
         rows: how many float32 scales they have, if they are quantized.
         choice: what is done to them.
+        number: bytes of a weight that is not quantized.
 
     Returns:
         Bytes.
 
     Example:
-        >>> layer_bytes(1_000, 10, Choice(0.0, 4)), layer_bytes(1_000, 10, Choice(0.9, 4))
-        (540, 215)
+        >>> [layer_bytes(1_000, 10, choice, number=4) for choice in (Choice(0.0, 4), Choice(0.9, 4))]
+        [540, 215]
     """
     kept = weights - round(choice.sparsity * weights)
     mask = math.ceil(weights / 8)
     if choice.bits == FLOAT:
-        return mask + 4 * kept if choice.sparsity > _MASKED_FROM else 4 * weights
+        return mask + number * kept if choice.sparsity > _MASKED_FROM else number * weights
     if choice.bits == _TERNARY:
         return mask + math.ceil(kept / 8) + 4 * rows
     return min(mask + math.ceil(choice.bits * kept / 8), math.ceil(choice.bits * weights / 8)) + 4 * rows
@@ -164,7 +165,8 @@ def prices_of_files(
         if layer.parameter.dim() > 2:  # noqa: PLR2004 (a convolution, which batch normalization may be folded into)
             scales *= 2
         header = _ENTRIES + 4 * len(layer.name)
-        sizes[layer.name] = {choice: layer_bytes(weights, scales, choice) + header for choice in choices}
+        number = layer.parameter.element_size()
+        sizes[layer.name] = {choice: layer_bytes(weights, scales, choice, number=number) + header for choice in choices}
     chosen = {name for layer in layers for name in (layer.name, *layer.aliases)}
     others = {name: value for name, value in state.items() if name not in chosen}
     lost = {name: dict.fromkeys(choices, 0.0) for name in sizes}

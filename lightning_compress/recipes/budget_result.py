@@ -74,9 +74,19 @@ class BudgetResult:
     @property
     def keeps_budget(self) -> bool:
         """Whether the final model really does: by its file, or by what it lost on the whole validation set."""
+        return self._keeps(self.final)
+
+    def _keeps(self, figures: Figures) -> bool:
         if self.budget.bytes is not None:
-            return self.final.disk_bytes <= self.budget.bytes
-        return self.budget.lost is not None and self.final.lost <= self.budget.lost
+            return figures.disk_bytes <= self.budget.bytes
+        return self.budget.lost is not None and figures.lost <= self.budget.lost
+
+    def _verdict(self) -> str:
+        if self.keeps_budget:
+            return "kept"
+        return (
+            "not kept" if not self._keeps(self.untrained) else "not kept, but plan.safetensors.zst, untrained, keeps it"
+        )
 
     def summary(self) -> str:
         """In words: the plan, how far the estimate was off, and whether the budget is kept."""
@@ -92,7 +102,7 @@ class BudgetResult:
             f"{self.final.disk_bytes:,} bytes on disk ({self.final.packed_bytes:,} before Zstandard, estimated at most "
             f"{self.estimated_bytes:,}); {metric} {self.dense[metric]:.4g} before, "
             f"{self.untrained.quality[metric]:.4g} untrained{tuned}.\n"
-            f"Budget of {self.budget.words}: {'kept' if self.keeps_budget else 'not kept'}."
+            f"Budget of {self.budget.words}: {self._verdict()}."
         )
 
     def to_json(self) -> str:

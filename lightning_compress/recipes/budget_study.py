@@ -18,6 +18,8 @@ from lightning_compress.recipes.budget_goal import Goal, starting_plans
 from lightning_compress.recipes.budget_plans import Choice, Plan, Prices
 
 _PRICES, _STARTS = "prices", "starting plans"
+_JOURNAL_BEGINS = b'{"op_code":'  # of Optuna's journal files; nothing is cut off from any other
+_SHOWN = 200  # characters of somebody else's error
 
 
 def import_optuna() -> ModuleType:
@@ -44,7 +46,7 @@ def search(goal: Goal, *, trials: int, seed: int, storage: Any, folder: Path) ->
 
     Args:
         goal: what is wanted.
-        trials: how many, of all processes and all calls together.
+        trials: how many, of all processes and all calls together; each other process may add one that it had begun.
         seed: of the proposals.
         storage: what Optuna takes, a path of a journal file, or ``None`` for such a file in ``folder``.
         folder: for that file and for locks.
@@ -59,8 +61,8 @@ def search(goal: Goal, *, trials: int, seed: int, storage: Any, folder: Path) ->
     optuna, prices = import_optuna(), goal.prices
     starts = starting_plans(goal)
     with _quiet(optuna):
-        study = _open(optuna, storage, folder, name=f"lightning_compress: {goal.budget.words}")
         with FileLock(folder / "study.lock"):
+            study = _open(optuna, storage, folder, name=f"lightning_compress: {goal.budget.words}")
             _begin(optuna, study, goal, starts)
         # Proposals are made in memory and stored with their value, at once: a kill leaves no half of a trial behind.
         copy = optuna.create_study()
@@ -72,7 +74,7 @@ def search(goal: Goal, *, trials: int, seed: int, storage: Any, folder: Path) ->
             done = known - study.user_attrs[_STARTS]
             if done >= trials:
                 break
-            copy.sampler = optuna.samplers.TPESampler(seed=_seed(seed, done), multivariate=True)
+            copy.sampler = optuna.samplers.TPESampler(seed=derived_seed(seed, done), multivariate=True)
             proposal = copy.ask()
             plan = _proposed(proposal, prices)
             copy.tell(proposal, state=optuna.trial.TrialState.FAIL)  # it comes back as one that is stored
@@ -103,22 +105,44 @@ def _trial(optuna: ModuleType, goal: Goal, plan: Plan) -> Any:
 
 
 def _open(optuna: ModuleType, storage: Any, folder: Path, *, name: str) -> Any:
-    if storage is None:
-        storage = folder / "study.journal"
+    named = folder / "study.journal" if storage is None else storage
     try:
-        if isinstance(storage, Path) or (isinstance(storage, str) and "://" not in storage):
-            journal = optuna.storages.journal
-            storage = journal.JournalStorage(journal.JournalFileBackend(str(storage)))
-        return optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
+        is_journal = isinstance(named, Path) or (isinstance(named, str) and "://" not in named)
+        opened = _journal(optuna, str(named)) if is_journal else named
+        return optuna.create_study(storage=opened, study_name=name, load_if_exists=True)
     except Exception as error:
+        why = f"{type(error).__name__}: {str(error)[:_SHOWN]}"
+        if storage is None and not isinstance(error, OSError):
+            raise CheckpointError(f"{named} is damaged ({why}); delete it, and the trials are made anew.") from error
         raise ConfigurationError(
-            f"storage={storage!r} cannot be used: {error!r}; give the path of a journal file, an address such as "
+            f"storage={storage!r} cannot be used ({why}); give the path of a journal file, an address such as "
             "'sqlite:///study.db', or a storage of Optuna."
         ) from error
 
 
+def _journal(optuna: ModuleType, path: str) -> Any:
+    """A journal file, less the half of a line that a full disk or a kill left at its end: Optuna stumbles over it."""
+    journal = optuna.storages.journal
+    lock = journal.JournalFileSymlinkLock(path)
+    backend = journal.JournalFileBackend(path, lock_obj=lock)
+    lock.acquire()  # nobody is writing
+    try:
+        with Path(path).open("rb+") as file:
+            content = file.read()
+            if content.startswith(_JOURNAL_BEGINS) and not content.endswith(b"\n"):
+                file.truncate(content.rfind(b"\n") + 1)
+    finally:
+        lock.release()
+    return journal.JournalStorage(backend)
+
+
 def _begin(optuna: ModuleType, study: Any, goal: Goal, starts: list[Plan]) -> None:
     digest = _digest(goal.prices)
+    foreign = _PRICES not in study.user_attrs and study.get_trials(deepcopy=False)
+    if foreign or study.direction != optuna.study.StudyDirection.MINIMIZE:
+        raise CheckpointError(
+            f"this storage has a study {study.study_name!r} that is of no budget search; name another storage=."
+        )
     if study.user_attrs.get(_PRICES, digest) != digest:
         raise CheckpointError(
             f"the study of budget={goal.budget.words!r} in this storage was begun with another model, other examples "
@@ -150,8 +174,9 @@ def _digest(prices: Prices) -> str:
     return sha256(json.dumps([prices.others, costs]).encode()).hexdigest()
 
 
-def _seed(seed: int, done: int) -> int:
-    return int.from_bytes(sha256(f"{seed} {done}".encode()).digest()[:4], "little")
+def derived_seed(*parts: int | str) -> int:
+    """A seed for one part of a search, below 2**32, from the user's and from which part it is."""
+    return int.from_bytes(sha256(" ".join(map(str, parts)).encode()).digest()[:4], "little")
 
 
 @contextmanager

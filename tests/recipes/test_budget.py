@@ -1,6 +1,7 @@
 """A budget search from a trained model to a file, judged by torch, by the real file, and by what it must not change."""
 
 import copy
+import dataclasses
 import json
 import shutil
 from types import SimpleNamespace
@@ -8,16 +9,18 @@ from types import SimpleNamespace
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_compress import load_compressed, remove
+from lightning_compress import GradualPruning, KnowledgeDistillation, load_compressed, remove
 from lightning_compress.core import CheckpointError, ConfigurationError, MissingExtraError, TargetError, select
 from lightning_compress.distillation.fingerprint import fingerprint
 from lightning_compress.export import compressed as compressed_files
 from lightning_compress.recipes import budget as recipe
 from lightning_compress.recipes.budget import search_budget
-from lightning_compress.recipes.budget_goal import Goal
+from lightning_compress.recipes.budget_carry_out import CarryOut, Tried, is_better
+from lightning_compress.recipes.budget_goal import Goal, starting_plans
 from lightning_compress.recipes.budget_models import few_examples
 from lightning_compress.recipes.budget_plans import Budget, Choice, Prices
 from lightning_compress.recipes.weight_changes import pruned, rounded
@@ -150,7 +153,7 @@ def test_which_of_two_plans_is_better(budget, one, other, better):
     sizes = {"layer": {choices[0]: 800, choices[1]: 400}}
     prices = Prices((0.0,), (8, 4), sizes, {"layer": dict.fromkeys(choices, 0.0)}, 0)
     plans = [({"layer": choices[place]}, lost) for place, lost in (one, other)]
-    assert recipe._is_better(Goal(Budget.read(budget), prices), *plans) is better
+    assert is_better(Goal(Budget.read(budget), prices), *plans) is better
 
 
 def test_files_are_as_small_as_promised_and_hold_the_tuned_model(found):
@@ -225,6 +228,131 @@ def test_a_fine_tune_that_was_killed_goes_on_and_ends_the_same(found, trained, t
     assert result.plan == found.result.plan
 
 
+class Shuffled(Data):
+    def train_dataloader(self):
+        return loader(64)  # drawn from the global generator, as dropout is
+
+
+def test_a_fine_tune_that_was_cut_off_ends_bitwise_equal(trained, tmp_path):
+    settings = SEARCH | {"trials": 0}
+    tuning = TUNING | {"max_epochs": 3}
+    torch.manual_seed(5)
+    whole = search_budget(trained, Shuffled(), out=tmp_path / "whole", fine_tune=tuning, **settings)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        search_budget(
+            trained, Shuffled(), out=tmp_path / "parts", fine_tune=tuning | {"callbacks": Fails()}, **settings
+        )
+    torch.manual_seed(6)
+    parts = search_budget(trained, Shuffled(), out=tmp_path / "parts", fine_tune=tuning, **settings)
+    ends = remove(whole.module).state_dict(), remove(parts.module).state_dict()
+    for name, value in ends[0].items():
+        torch.testing.assert_close(ends[1][name], value, rtol=0.0, atol=0.0)
+    assert parts.tuned.quality == whole.tuned.quality
+
+
+def plan_of(found, tmp_path):
+    """A folder in which everything but the fit is done."""
+    shutil.copytree(found.out, tmp_path / "run", ignore=shutil.ignore_patterns("fine_tune-*"))
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"callbacks": ModelCheckpoint()},
+        {"callbacks": [KnowledgeDistillation("self")]},
+        {"max_time": "00:01:00:00"},
+        {"enable_checkpointing": False},
+    ],
+    ids=["another checkpoint", "distillation", "a time limit", "no checkpoint"],
+)
+def test_arguments_of_the_trainer_that_go_along(found, trained, tmp_path, extra):
+    out = plan_of(found, tmp_path)
+    tuning = TUNING | {"default_root_dir": str(tmp_path / "root")} | extra
+    result = search_budget(trained, Data(), out=out, fine_tune=tuning, **SEARCH)
+    assert result.keeps_budget
+    assert result.tuned.packed_bytes <= result.estimated_bytes
+
+
+class ByHand(Scored):
+    """Optimizes manually, so that nobody knows beforehand how many steps there are."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(self.loss(batch))
+        optimizer.step()
+
+
+def test_manual_optimization(tmp_path):
+    result = search_budget(ByHand(), Data(), out=tmp_path / "run", fine_tune=TUNING, **SEARCH | {"trials": 0})
+    assert result.tuned.packed_bytes <= result.estimated_bytes
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "finished.ckpt"])
+def test_a_damaged_checkpoint_is_named(found, trained, tmp_path, name):
+    shutil.copytree(found.out, tmp_path / "run")
+    (file,) = (tmp_path / "run").glob(f"fine_tune-*/{name}")
+    file.write_bytes(file.read_bytes()[:1_000])
+    with pytest.raises(CheckpointError, match=rf"{name} is damaged; delete it"):
+        search_budget(trained, Data(), out=tmp_path / "run", fine_tune=TUNING, **SEARCH)
+    file.unlink()
+    again = search_budget(trained, Data(), out=tmp_path / "run", fine_tune=TUNING, **SEARCH)
+    assert again.tuned.quality["val_loss"] == pytest.approx(found.result.tuned.quality["val_loss"])
+
+
+class Carried(CarryOut):
+    """Really loses five times what is expected, and as much as ``floor`` at least."""
+
+    floor = 0.0
+
+    def _tried(self, plan):
+        return Tried(plan, None, max(self.floor, 5.0 * self.judge.lost_by(plan)))
+
+
+def steep():
+    choices = [Choice(0.0, width) for width in (8, 6, 4, 3, 2)]
+    losses = dict(zip(choices, (0.0001, 0.001, 0.01, 0.03, 0.1), strict=True))
+    sizes = {choice: 1_000 * choice.bits for choice in choices}
+    layers = [f"layer {number}" for number in range(6)]
+    return Prices((0.0,), (8, 6, 4, 3, 2), dict.fromkeys(layers, sizes), dict.fromkeys(layers, losses), 0)
+
+
+def test_a_plan_that_really_loses_too_much_gives_way_to_a_milder_one():
+    prices = steep()
+    goal = Goal(Budget.read("10 points"), prices)
+    searched = goal.best(starting_plans(goal))
+    carried = Carried(None, None, None, prices, {}, {}, None)
+    first = carried._tried(searched)
+    assert first.lost > 0.1
+    found = carried._within(goal, first)
+    assert found.lost <= 0.1
+    assert goal.prices.bytes_of(found.plan) < goal.prices.bytes_of(dict.fromkeys(searched, Choice(0.0, 8)))
+    assert carried._within(goal, found) is found
+    carried = Carried(None, None, None, prices, {}, {}, None)
+    Carried.floor = 0.2
+    try:
+        assert carried._within(goal, carried._tried(searched)).lost >= 0.2  # the end is reached all the same
+    finally:
+        Carried.floor = 0.0
+    assert carried._within(Goal(Budget.read("9 kB"), prices), first) is first
+
+
+def test_words_say_where_only_training_broke_the_budget(found):
+    result = found.result
+    broken = dataclasses.replace(
+        result, budget=Budget.read("0.5 lost"), tuned=dataclasses.replace(result.tuned, lost=9.0)
+    )
+    kept = dataclasses.replace(broken, untrained=dataclasses.replace(result.untrained, lost=0.1))
+    assert kept.summary().endswith("not kept, but plan.safetensors.zst, untrained, keeps it.")
+    neither = dataclasses.replace(broken, untrained=dataclasses.replace(result.untrained, lost=8.0))
+    assert neither.summary().endswith("not kept.")
+
+
 def test_the_smallest_file_within_a_loss_and_nothing_trained(trained, tmp_path):
     settings = SEARCH | {"budget": "20 points", "monitor": "val_acc", "mode": "max", "bits": ()}
     settings |= {"sparsities": [0.5, 0.0]}
@@ -251,6 +379,32 @@ def test_few_examples_are_spread_over_the_whole_set():
     assert len(torch.cat([batch[0] for batch in few_examples(Data(), 1_000).val_dataloader()])) == 64
 
 
+class NoNumber(Scored):
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", torch.tensor(torch.nan), batch_size=len(batch[0]))
+
+
+class Untrainable(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", nn.functional.cross_entropy(self.head(self.body(batch[0])), batch[1]))
+
+
+class Unjudged(Untrainable):
+    validation_step = pl.LightningModule.validation_step
+
+
+class OnlyTraining(pl.LightningDataModule):
+    train_dataloader = Data.train_dataloader
+
+
+class OnlyValidation(pl.LightningDataModule):
+    val_dataloader = Data.val_dataloader
+
+
 class Several(Data):
     def val_dataloader(self):
         return [loader(), loader()]
@@ -264,6 +418,16 @@ class Empty(Data):
 BAD = {
     "a plain module": ({"module": nn.Linear(2, 2)}, "module of type Linear"),
     "a loader as data": ({"data": loader()}, "data of type DataLoader.*LightningDataModule"),
+    "no number": ({"module": NoNumber()}, "monitor='val_loss' of the dense model is nan"),
+    "no validation step": ({"module": Unjudged()}, "Unjudged has no validation_step"),
+    "no training step": ({"module": Untrainable(), "fine_tune": TUNING}, "Untrainable has no training_step"),
+    "no validation loader": ({"data": OnlyTraining()}, "OnlyTraining has no val_dataloader"),
+    "no training loader": ({"data": OnlyValidation(), "fine_tune": TUNING}, "OnlyValidation has no train_dataloader"),
+    "no such argument": ({"fine_tune": {"max_epoch": 1}}, "the Trainer refuses it.*'max_epoch'"),
+    "a null in the folder": ({"out": "a\0b"}, "out='a.*cannot be written to"),
+    "pruning twice": ({"fine_tune": {"callbacks": GradualPruning(0.5)}}, "GradualPruning does what the plan decides"),
+    "no step": ({"fine_tune": TUNING | {"max_epochs": 0}}, "the fit has 0 optimizer steps, and this plan needs"),
+    "no end": ({"fine_tune": TUNING | {"max_epochs": -1}}, "the fit has no end"),
     "several loaders": ({"data": Several()}, "val_dataloader.*gave a list"),
     "no examples": ({"data": Empty()}, "gave no batch"),
     "no such metric": ({"monitor": "val_f1"}, "monitor='val_f1' is not logged.*'val_loss', 'val_acc'"),
@@ -309,6 +473,18 @@ def test_a_foreign_folder_stays_as_it_is(trained, tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(CheckpointError, match=r"has 'thesis.tex' in it and is of no budget search"):
         search_budget(trained, Data(), out=tmp_path, **SEARCH)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+class Other(Data):
+    def val_dataloader(self):
+        features, labels = data(64).tensors
+        return DataLoader(torch.utils.data.TensorDataset(features, 1 - labels), batch_size=4)
+
+
+def test_other_validation_data_is_noticed(found, trained):
+    with pytest.raises(CheckpointError, match=r"was begun with a dense model of val_loss .*the data has changed"):
+        search_budget(trained, Other(), out=found.out, **SEARCH)
 
 
 def test_a_folder_of_another_search(found, trained):
@@ -321,8 +497,9 @@ def test_a_folder_of_another_search(found, trained):
         search_budget(Scored(), Data(), out=found.out, **SEARCH)
 
 
-def test_a_damaged_folder(found, trained, tmp_path):
-    (tmp_path / "search.json").write_text("{")
+@pytest.mark.parametrize("content", [b"{", b"\xff"])
+def test_a_damaged_folder(trained, tmp_path, content):
+    (tmp_path / "search.json").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"search.json is damaged"):
         search_budget(trained, Data(), out=tmp_path, **SEARCH)
 

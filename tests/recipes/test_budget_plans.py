@@ -39,7 +39,7 @@ def prices(seed=0, layers=3, shares=SHARES, widths=WIDTHS):
         for name in names
     }
     cost = {
-        name: {choice: layer_bytes(int(size), 10, choice) for choice in choices}
+        name: {choice: layer_bytes(int(size), 10, choice, number=4) for choice in choices}
         for name, size in zip(names, sizes, strict=True)
     }
     return Prices(shares, widths, cost, lost, 500)
@@ -75,11 +75,23 @@ def test_bytes_are_those_of_the_real_file_at_most_and_hardly_more(layer, width, 
 
 
 def test_bytes_of_one_layer_by_hand():
-    assert layer_bytes(800, 3, Choice(0.0, 8)) == 800 + 12
-    assert layer_bytes(800, 3, Choice(0.5, 8)) == 100 + 400 + 12
-    assert layer_bytes(800, 3, Choice(0.1, 4)) == 400 + 12  # where a mask does not pay there is none
-    assert layer_bytes(800, 3, Choice(0.5, 2)) == 100 + 50 + 12
-    assert layer_bytes(800, 3, Choice(0.5, FLOAT)) == 100 + 1_600
+    assert layer_bytes(800, 3, Choice(0.0, 8), number=4) == 800 + 12
+    assert layer_bytes(800, 3, Choice(0.5, 8), number=4) == 100 + 400 + 12
+    assert layer_bytes(800, 3, Choice(0.1, 4), number=4) == 400 + 12  # where a mask does not pay there is none
+    assert layer_bytes(800, 3, Choice(0.5, 2), number=4) == 100 + 50 + 12
+    assert layer_bytes(800, 3, Choice(0.5, FLOAT), number=4) == 100 + 1_600
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_what_stays_in_floating_point_takes_what_its_numbers_take(dtype, share):
+    model = nn.Sequential(nn.Linear(96, 64)).to(dtype)
+    (target,) = select(model, include="0.weight")
+    of = prices_of_files(model.state_dict(), [target], [share], [FLOAT])
+    with torch.no_grad():
+        target.parameter.copy_(pruned(target, share))
+    real = len(packed(model.state_dict(), {}))
+    assert real <= of.bytes_of({"0.weight": Choice(share, FLOAT)}) <= real + 400
 
 
 def test_what_is_tied_is_paid_once():

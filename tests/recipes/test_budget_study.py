@@ -141,6 +141,44 @@ def test_a_study_of_other_data_is_refused(tmp_path):
         run(tmp_path, half(1), trials=1)
 
 
+def test_half_a_line_that_a_full_disk_left_is_dropped(tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir()
+    parts.mkdir()
+    run(parts, trials=5)
+    journal = parts / "study.journal"
+    journal.write_bytes(journal.read_bytes()[:-20])
+    assert run(parts) == run(whole)
+    assert [trial.params for trial in trials_in(parts)] == [trial.params for trial in trials_in(whole)]
+
+
+def test_a_file_that_is_no_journal_stays_as_it_is(tmp_path):
+    thesis = tmp_path / "thesis.tex"
+    thesis.write_text("first line\nlast line")
+    with pytest.raises(ConfigurationError, match="cannot be used"):
+        run(tmp_path, storage=thesis)
+    assert thesis.read_text() == "first line\nlast line"
+
+
+def test_a_damaged_journal_is_named(tmp_path):
+    run(tmp_path, trials=1)
+    journal = tmp_path / "study.journal"
+    journal.write_bytes(b"garbage\n" + journal.read_bytes())
+    with pytest.raises(CheckpointError, match=r"study.journal is damaged .*delete it"):
+        run(tmp_path, trials=2)
+
+
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_somebody_elses_study_of_the_same_name_stays_as_it_is(tmp_path, direction):
+    journal = optuna.storages.journal
+    storage = journal.JournalStorage(journal.JournalFileBackend(str(tmp_path / "study.journal")))
+    study = optuna.create_study(storage=storage, study_name="lightning_compress: half", direction=direction)
+    study.optimize(lambda trial: trial.suggest_float("x", 0.0, 1.0), n_trials=1)
+    with pytest.raises(CheckpointError, match="of no budget search"):
+        run(tmp_path)
+    assert len(trials_in(tmp_path)) == 1
+
+
 def test_two_budgets_live_side_by_side(tmp_path):
     of = prices()
     run(tmp_path, trials=2)
