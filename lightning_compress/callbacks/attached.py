@@ -14,6 +14,7 @@ from lightning_compress.callbacks.handover import Handover, write
 from lightning_compress.callbacks.order import Stage, check_order
 from lightning_compress.callbacks.state import plain
 from lightning_compress.core import TargetError
+from lightning_compress.core.targets import is_sharded
 
 
 class AttachedCallback(pl.Callback):
@@ -68,19 +69,23 @@ class AttachedCallback(pl.Callback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Let go of the run, and keep what the next one needs."""
+        self._let_go(pl_module, stage, keep=True)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Let go of the run: Lightning calls no teardown hook after an exception."""
+        if pl_module is not None:
+            # A state of parts is put together by all processes, and this one may be the only one that fails.
+            self._let_go(pl_module, "fit", keep=not any(is_sharded(weight) for weight in pl_module.parameters()))
+
+    def _let_go(self, pl_module: pl.LightningModule, stage: str, *, keep: bool) -> None:
         if stage == "fit":
-            if self.is_training:
+            if self.is_training and keep:
                 self._handover.keep(pl_module, self.state())
             self.end_fit()
         if stage == "fit" or self.outlives_fit:
             hooks.remove(pl_module)
         if self.outlives_fit and self._handover.has_kept:
             hooks.install_save(pl_module)
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Let go of the run: Lightning calls no teardown hook after an exception."""
-        if pl_module is not None:
-            self.teardown(trainer, pl_module, "fit")
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

@@ -21,6 +21,7 @@ from lightning_compress.callbacks.optimizers import Ownership, gradient_scale, h
 from lightning_compress.callbacks.order import refuse_shared_targets
 from lightning_compress.callbacks.state import RunState, load_method, restored
 from lightning_compress.core import CompressionError, Target
+from lightning_compress.core.sharded import reshard, sharding_modules
 
 _PATIENCE = 10
 
@@ -51,6 +52,7 @@ class CompressionCallback(AttachedCallback):
         self._logged: dict[str, float] = {}  # in this fit
         self._waited = 0  # optimizer steps for which a due update has waited for something to read
         self._handles: list[RemovableHandle] = []
+        self._sharding: list[Any] = []  # modules whose parameters lie on several processes, between their calls
 
     # What a subclass says.
 
@@ -98,6 +100,9 @@ class CompressionCallback(AttachedCallback):
     def load_for_evaluation(self, model: nn.Module, state: dict[str, Any]) -> None:
         """A checkpoint was loaded to be evaluated; ``state`` is its :meth:`method_state`."""
 
+    def at_end(self, model: nn.Module) -> None:
+        """Training is over; on every process, before one of them tells the :meth:`summary`."""
+
     @abstractmethod
     def summary(self) -> tuple[str, bool]:
         """What was reached, in one sentence, and whether it is what was asked for."""
@@ -106,6 +111,8 @@ class CompressionCallback(AttachedCallback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Place the window and continue from a checkpoint: under every strategy its weights are loaded by now."""
+        self._sharding = sharding_modules(pl_module)
+        reshard(self._sharding)  # a validation leaves them whole: each look at the parameters begins with this
         refuse_shared_targets(self, trainer.callbacks)  # type: ignore[attr-defined]
         self._ownership = Ownership(trainer.optimizers, self.targets, type(self).__name__)
         if self._ownership.untrained:
@@ -121,6 +128,7 @@ class CompressionCallback(AttachedCallback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
         """Show the subclass its gradients; clipping comes after this hook."""
+        reshard(self._sharding)
         owned = self.owned_by(optimizer)
         # Remembered, since some optimizers (SAM) clear the gradients within their step.
         self._has_gradients = has_gradients([self.targets[place] for place in owned])
@@ -143,6 +151,8 @@ class CompressionCallback(AttachedCallback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say what was reached."""
+        reshard(self._sharding)
+        self.at_end(pl_module)
         sentence, as_asked = self.summary()
         say = rank_zero_info if as_asked or getattr(trainer, "fast_dev_run", False) else rank_zero_warn
         say(f"{type(self).__name__}: {sentence}")
@@ -165,6 +175,7 @@ class CompressionCallback(AttachedCallback):
 
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs to end like one that was never interrupted."""
+        reshard(self._sharding)
         return {"settings": self.settings(), "run": self.in_fit.state_dict(), "method": self.method_state()}
 
     @property
@@ -177,6 +188,7 @@ class CompressionCallback(AttachedCallback):
         while self._handles:
             self._handles.pop().remove()
         self.run = self._ownership = None
+        self._sharding = []
 
     @property
     def in_fit(self) -> RunState:

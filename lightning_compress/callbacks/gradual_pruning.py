@@ -14,8 +14,9 @@ from torch import nn
 from lightning_compress.callbacks.clock import Position
 from lightning_compress.callbacks.compression import CompressionCallback
 from lightning_compress.callbacks.order import Stage
+from lightning_compress.callbacks.strategies import refuse_averages_of_parts, refuse_flat_parameters
 from lightning_compress.core import CheckpointError, CompressionError, ConfigurationError, Target, TargetError, select
-from lightning_compress.core.targets import as_patterns, is_sharded, skipped_layers
+from lightning_compress.core.targets import as_patterns, skipped_layers
 from lightning_compress.pruning.arguments import (
     check_initial,
     check_regrow,
@@ -117,6 +118,7 @@ class GradualPruning(CompressionCallback):
         self._pruner: Pruner | None = None
         self._pools: list[Pool] = []
         self._zeros: list[int] = []
+        self._revived = 0
         self._averaged: tuple[nn.Module, list[Target]] | None = None
 
     @cached_property  # Lightning asks for it around each of its hooks
@@ -130,6 +132,13 @@ class GradualPruning(CompressionCallback):
     def targets(self) -> Sequence[Target]:
         """The parameters being pruned; none before the first fit."""
         return [] if self._pruner is None else self._pruner.targets
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """As for all, where parameters keep their shapes."""
+        if stage == "fit":
+            refuse_flat_parameters(trainer.strategy, type(self).__name__)
+            refuse_averages_of_parts(trainer, type(self).__name__)
+        super().setup(trainer, pl_module, stage)
 
     def prepare(self, model: nn.Module) -> None:
         """Choose the parameters, and which of them share a threshold."""
@@ -146,7 +155,7 @@ class GradualPruning(CompressionCallback):
     def begin(self, model: nn.Module, *, resumed: bool) -> None:
         """Settle where each pool starts from, and watch the layers' inputs if the criterion reads them."""
         pruner = self._attached()
-        pruner.follow_parameters()
+        self._revived = 0
         if pruner.masks is None and self.initial_sparsity == "current":
             pruner.mask_from_zeros()
         self._zeros = pruner.zeros()
@@ -195,7 +204,18 @@ class GradualPruning(CompressionCallback):
         pruner.prune(self._pools, sparsities, exchanged=exchanged if pruner.masks else 0.0, step=now.step)
         for optimizer in trainer.optimizers:
             pruner.clear_moments(optimizer, self.owned_by(optimizer))
-        self._zeros = pruner.zeros()
+        before, self._zeros = self._emptied(), pruner.zeros()
+        gone = [name for name in self._emptied() if name not in before]
+        if gone:
+            rank_zero_warn(
+                f"GradualPruning: at step {now.step} every weight of {', '.join(gone)} is pruned: nothing passes "
+                f"through; add exclude={gone[0]!r}, or choose scope='layer' or a lower sparsity."
+            )
+
+    def _emptied(self) -> list[str]:
+        """Names of the targets that have no weight left."""
+        pairs = zip(self.targets, self._zeros, strict=True)
+        return [target.name for target, zeros in pairs if zeros == target.parameter.numel()]
 
     def update_average(self, average: nn.Module) -> None:
         """Make an averaged copy of the model as sparse as the model; averages of zeros stay zeros from then on."""
@@ -233,10 +253,13 @@ class GradualPruning(CompressionCallback):
                 f"the checkpoint has {len(state['initial'])} thresholds and this GradualPruning {len(self._pools)}; "
                 "resume with the scope= and sparsity= it was trained with."
             )
-        self._attached().follow_parameters()
         self._attached().load_state_dict(state["pruner"], goes_on=not is_over)
         for pool, initial in zip(self._pools, state["initial"], strict=True):
             pool.initial = float(initial)
+
+    def at_end(self, model: nn.Module) -> None:
+        """Look for pruned weights that came back."""
+        self._revived = self._attached().revived()
 
     def summary(self) -> tuple[str, bool]:
         """Target and reached sparsity."""
@@ -254,10 +277,11 @@ class GradualPruning(CompressionCallback):
         )
         if not as_asked:
             sentence += " The run ended before the window did."
-        revived = self._attached().revived()
-        if revived:
-            sentence += f" But {revived:,} pruned weights are not zero: something changes them after the optimizer."
-        return sentence, as_asked and not revived
+        if self._revived:
+            sentence += (
+                f" But {self._revived:,} pruned weights are not zero: something changes them after the optimizer."
+            )
+        return sentence, as_asked and not self._revived
 
     def in_words(self) -> str:
         """Share of zeros, which weights were given up, and when."""
@@ -282,11 +306,6 @@ class GradualPruning(CompressionCallback):
         return self.include, "include"
 
     def _fitting(self, chosen: list[Target]) -> list[Target]:
-        sharded = [target.name for target in chosen if is_sharded(target.parameter)]
-        if sharded:
-            raise ConfigurationError(
-                f"GradualPruning does not work on sharded parameters ({sharded[0]}, ...); use Trainer(strategy='ddp')."
-            )
         unfit = [target.name for target in chosen if not self._parsed.fits(target)]
         if unfit and (self.include is not None or len(unfit) == len(chosen)):
             raise TargetError(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import uuid
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_warn
 
 from lightning_compress.core import CheckpointError
+from lightning_compress.core.sharded_state import located, split, whole_on_first
+from lightning_compress.core.targets import is_sharded
 
 CHECKPOINT_KEY = "lightning_compress"
 
@@ -74,9 +77,20 @@ class Handover:
         same = self._kept is not None and module.__dict__.get(_RUN) == self._kept_of
         state = self._kept if same and not self.from_checkpoint else self._read
         self._read = self._kept = None
-        return state
+        trainer = module._trainer  # noqa: SLF001 (the property raises where there is none)
+        return state if trainer is None or trainer.ckpt_path is None else located(state, Path(trainer.ckpt_path))
 
 
 def write(checkpoint: dict[str, Any], state_key: str, state: dict[str, Any]) -> None:
-    """Put a callback's state into a checkpoint, under the package's one key."""
+    """Put a callback's state into a checkpoint, under the package's one key.
+
+    Tensors in it that are spread over processes (``DTensor``) are gathered for a checkpoint in one file, whose weights
+    are whole. Of a folder one process writes all but weights and optimizer states, so they go beside the latter.
+    """
+    if any(is_sharded(weight) for weight in checkpoint.get("state_dict", {}).values()):
+        state, spread = split(state, f"optimizer_0.{CHECKPOINT_KEY}.{state_key}")
+        for optimizer_state in checkpoint.get("optimizer_states", [])[:1] if spread else ():
+            optimizer_state.setdefault(CHECKPOINT_KEY, {})[state_key] = spread
+    else:
+        state = whole_on_first(state)
     checkpoint.setdefault(CHECKPOINT_KEY, {})[state_key] = state

@@ -10,6 +10,7 @@ import torch
 from torch.optim import Optimizer
 
 from lightning_compress.core import ConfigurationError, Target
+from lightning_compress.core.sharded import Spread, local
 
 
 class Ownership:
@@ -76,6 +77,7 @@ def gradient_scale(trainer: pl.Trainer, optimizer: Optimizer) -> float | None:
     if scaler is None:
         return 1.0
     gradients = [parameter.grad for parameter in trained_by(optimizer) if parameter.grad is not None]
-    if not all(bool(gradient.isfinite().all()) for gradient in gradients):
+    finite = all(bool(local(gradient).isfinite().all()) for gradient in gradients)
+    if Spread.of(gradients).any(not finite):  # in whichever part of a sharded model
         return None
     return float(scaler.get_scale()) if getattr(optimizer, "_step_supports_amp_scaling", False) else 1.0

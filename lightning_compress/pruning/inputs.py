@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.core import ConfigurationError, Target
+from lightning_compress.core.sharded import whole
 from lightning_compress.pruning.running import update_mean
 
 _ATTENTION_INPUTS = ("query", "key", "value")
@@ -63,7 +64,8 @@ def _mean_square(tensor: Tensor, module: nn.Module) -> Tensor:
     spatial = len(getattr(module, "kernel_size", ()))  # zero for everything but convolutions
     # Features last, whatever else there is flattened before them.
     rows = tensor.detach().float().movedim(tensor.dim() - 1 - spatial, -1)
-    return rows.reshape(-1, rows.shape[-1]).square().mean(0)
+    # Under tensor parallelism each process may have some of the features.
+    return whole(rows.reshape(-1, rows.shape[-1]).square().mean(0))
 
 
 def beside_weight(norm: Tensor, target: Target) -> Tensor:

@@ -9,12 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_compress.core.sharded import Layout, Spread, local
 from lightning_compress.pruning.patterns import Pattern, expand, unit_scores
 from lightning_compress.pruning.selection import drop_smallest
 
 
 def keep_largest(
-    scores: Sequence[Tensor], *, sparsity: float, pattern: Pattern, dims: Sequence[tuple[int, int]]
+    scores: Sequence[Tensor],
+    *,
+    sparsity: float,
+    pattern: Pattern,
+    dims: Sequence[tuple[int, int]],
+    spread: Spread | None = None,
 ) -> list[Tensor]:
     """Mark the weights that stay, under one threshold for all the tensors given.
 
@@ -23,6 +29,8 @@ def keep_largest(
         sparsity: share of zeros in [0, 1]; with N:M at most ``pattern.full_sparsity``.
         pattern: the shape in which weights are pruned; must divide every weight.
         dims: each weight's ``(output, input)`` dimensions.
+        spread: how the weights lie on processes, if ``scores`` are the parts of this one. Scores of one weight at a
+            time are gathered where the pattern has units of several members.
 
     Returns:
         Boolean masks, true where kept. Of all units ``round(units * sparsity / pattern.full_sparsity)`` are
@@ -34,10 +42,36 @@ def keep_largest(
         >>> keep_largest(scores, sparsity=0.5, pattern=parse_pattern("2:4"), dims=[(0, 1)])
         [tensor([[False,  True, False,  True]])]
     """
-    costs = [unit_scores(score, pattern, dim) for score, dim in zip(scores, dims, strict=True)]
-    units = sum(cost.numel() for cost in costs)
-    kept = drop_smallest(costs, round(units * sparsity / pattern.full_sparsity))
-    return [expand(mask, score, pattern, dim) for mask, score, dim in zip(kept, scores, dims, strict=True)]
+    spread = Spread.of(scores) if spread is None else spread
+    scores = spread.agreed(scores)
+    weights = list(zip(scores, spread.layouts, dims, strict=True))
+    costs, layouts = zip(*[_costs(score, layout, pattern, dim) for score, layout, dim in weights], strict=True)
+    units = spread.over(layouts)
+    kept = drop_smallest(costs, round(units.numel() * sparsity / pattern.full_sparsity), units)
+    return [
+        _survivors(mask, unit, score, layout, pattern=pattern, dims=dim)
+        for mask, unit, (score, layout, dim) in zip(kept, layouts, weights, strict=True)
+    ]
+
+
+def _costs(score: Tensor, layout: Layout, pattern: Pattern, dims: tuple[int, int]) -> tuple[Tensor, Layout]:
+    """What each unit costs, and how units lie on processes: as their weight does, or in even parts."""
+    if pattern.members == 1:
+        return score, layout
+    costs = unit_scores(layout.whole(score), pattern, dims)
+    if layout.mesh is None:
+        return costs, Layout.of(costs)
+    units = layout.evenly(costs.numel())
+    return units.part(costs.flatten()), units
+
+
+def _survivors(
+    kept: Tensor, units: Layout, score: Tensor, layout: Layout, *, pattern: Pattern, dims: tuple[int, int]
+) -> Tensor:
+    """The mask over a weight's part that follows from one over the units' part."""
+    if pattern.members == 1:
+        return kept
+    return layout.part(expand(units.whole(kept), layout.whole(score), pattern, dims))
 
 
 def without_pruned(score: Tensor, mask: Tensor | None) -> Tensor:
@@ -50,11 +84,11 @@ def apply_(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
     """Zero the pruned entries of weights, gradients or moments in one fused multiplication.
 
     Args:
-        tensors: changed in place.
-        masks: ones and zeros of the same shapes and types (so that the fused kernel applies).
+        tensors: changed in place; of those spread over processes the part that is here.
+        masks: ones and zeros of the same shapes (of the parts) and types, so that the fused kernel applies.
     """
     if tensors:
-        torch._foreach_mul_(list(tensors), list(masks))
+        torch._foreach_mul_([local(tensor) for tensor in tensors], list(masks))
 
 
 def clear_moments_(optimizer: Optimizer, parameter: nn.Parameter, mask: Tensor) -> None:
@@ -74,21 +108,35 @@ def clear_moments_(optimizer: Optimizer, parameter: nn.Parameter, mask: Tensor) 
 
 
 def unpruned_zeros(parameter: Tensor, mask: Tensor) -> Tensor:
-    """Flat indices of the weights that are zero without having been pruned, ``int64``.
+    """Flat indices of the weights that are zero without having been pruned, ``int64``; those of the whole weight.
 
     With them a mask need not be saved: it is wherever a weight is not zero, and there.
+
+    Args:
+        parameter: the weight, whole or spread over processes.
+        mask: of the part of it that is here.
     """
-    return ((parameter.detach() == 0) & mask.bool()).flatten().nonzero().flatten()
+    unpruned = (local(parameter).detach() == 0) & mask.bool()
+    return Layout.of(parameter).whole(unpruned).flatten().nonzero().flatten()
 
 
 def mask_from_zeros(parameter: Tensor, unpruned: Tensor | None = None) -> Tensor:
     """Read a mask back from a pruned weight: the zeros are pruned, but for the ``unpruned`` flat indices.
 
+    Args:
+        parameter: the weight, whole or spread over processes.
+        unpruned: as :func:`unpruned_zeros` gives them.
+
+    Returns:
+        A mask of the part of the weight that is here.
+
     Example:
         >>> mask_from_zeros(torch.tensor([0.0, 3.0, 0.0]), torch.tensor([2]))
         tensor([False,  True,  True])
     """
-    mask = (parameter.detach() != 0).contiguous()
-    if unpruned is not None:
-        mask.view(-1)[unpruned.to(mask.device)] = True
+    mask = (local(parameter).detach() != 0).contiguous()
+    if unpruned is not None and len(unpruned):
+        listed = torch.zeros(parameter.shape, dtype=torch.bool, device=mask.device)
+        listed.view(-1)[unpruned.to(mask.device)] = True
+        mask |= Layout.of(parameter).part(listed)
     return mask

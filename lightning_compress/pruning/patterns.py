@@ -137,7 +137,7 @@ def expand(kept: Tensor, scores: Tensor, pattern: Pattern, dims: tuple[int, int]
     """Turn a mask over units into a mask over weights.
 
     Args:
-        kept: one boolean a unit, shaped as :func:`unit_scores` returns: true where the unit stays dense.
+        kept: one boolean a unit, shaped as :func:`unit_scores` returns, or flat: true where the unit stays dense.
         scores: one score a weight; in a pruned unit the ``kept_in_unit`` largest survive, of equal ones the
             later.
         pattern: must divide the weight.
@@ -152,4 +152,4 @@ def expand(kept: Tensor, scores: Tensor, pattern: Pattern, dims: tuple[int, int]
     if pattern.kept_in_unit:
         order = group(scores, pattern, dims).argsort(dim=-1, stable=True)
         survivors.scatter_(-1, order[..., -pattern.kept_in_unit :], value=True)
-    return ungroup(survivors | kept.unsqueeze(-1), pattern, dims)
+    return ungroup(survivors | kept.reshape(*survivors.shape[:-1], 1), pattern, dims)

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_compress.core import CheckpointError, CompressionError, Target
+from lightning_compress.core.sharded import Layout, Spread, local
+from lightning_compress.core.sharded_state import part_of
 from lightning_compress.pruning import soft_movement
 from lightning_compress.pruning.criteria import Criterion, find_criterion, statistics_of
 from lightning_compress.pruning.masks import (
@@ -23,6 +25,7 @@ from lightning_compress.pruning.masks import (
 )
 from lightning_compress.pruning.patterns import Pattern
 from lightning_compress.pruning.regrow import exchange
+from lightning_compress.pruning.selection import no_numbers
 from lightning_compress.pruning.statistics import Statistics
 
 
@@ -43,6 +46,9 @@ class Pool:
 
 class Pruner:
     """Prunes targets step by step; knows nothing of training loops.
+
+    Masks, gradients and statistics are those of the part of each parameter that is on this process: all of it, unless
+    the model is sharded. Figures are of the whole model, and every process chooses the same masks.
 
     Call :meth:`observe` with gradients before each optimizer step, :meth:`enforce` after it, and :meth:`prune`
     whenever the sparsity is to change.
@@ -76,7 +82,8 @@ class Pruner:
         self._seed = seed
         names = set(statistics_of(self._criterion))
         # A movement score may bring a weight back, so the value it had must be kept.
-        self._held = [target.parameter.detach().clone() for target in targets] if "movement" in names else None
+        self._returns = "movement" in names
+        self._held: list[Tensor] | None = None  # with the first masks
         self._growth: list[Tensor | None] = [None] * len(self.targets)
         self.statistics = Statistics(targets, names, seed)
 
@@ -85,9 +92,14 @@ class Pruner:
         """The targets' parameters as they are now."""
         return [target.parameter for target in self.targets]
 
+    @property
+    def spread(self) -> Spread:
+        """How they lie on processes."""
+        return Spread.of(self.parameters)
+
     @torch.no_grad()
     def observe(self, owned: Sequence[int], *, scale: float = 1.0, gather: bool = True, capture: bool = False) -> None:
-        """Read dense gradients, then zero those of pruned weights.
+        """Read dense gradients, then zero those of pruned weights. A step whose gradients are no numbers is not read.
 
         Args:
             owned: positions of the targets whose optimizer is about to step.
@@ -95,11 +107,14 @@ class Pruner:
             gather: take the gradients into the statistics.
             capture: keep the gradients' magnitudes for regrowth at this step.
         """
+        reads = gather and self.statistics.reads_gradients
+        if (reads or capture) and not self._are_numbers(owned):
+            reads = capture = False
         for index in owned:
             if self.targets[index].parameter.grad is None:
                 continue
             gradient = self._gradient(index)
-            if gather and self.statistics.reads_gradients:
+            if reads:
                 unscaled = gradient if scale == 1.0 else gradient / scale
                 self.statistics.observe_gradient(index, unscaled, self._dense_weight(index))
             if gather and self._soft and self.strength:
@@ -110,18 +125,12 @@ class Pruner:
             if self.masks is not None and not self.targets[index].parameter.grad.is_sparse:  # type: ignore[union-attr]
                 apply_([gradient], [self.masks[index]])
 
-    def follow_parameters(self) -> None:
-        """Move what is kept beside the parameters to where they are now: Lightning moves models after ``setup``."""
-        self.statistics.follow_parameters()
-        if self._held is not None:
-            self._held = [held.to(parameter) for held, parameter in zip(self._held, self.parameters, strict=True)]
-
     def revived(self) -> int:
         """How many pruned weights are not zero, which nothing but foreign code brings about."""
         if self.masks is None:
             return 0
         pairs = zip(self.parameters, self.masks, strict=True)
-        return sum(int(((parameter != 0) & (mask == 0)).sum()) for parameter, mask in pairs)
+        return int(self.spread.sum([((local(parameter) != 0) & (mask == 0)).sum() for parameter, mask in pairs]))
 
     def enforce(self, owned: Sequence[int] | None = None) -> None:
         """Zero what an optimizer step moved of the pruned weights."""
@@ -151,16 +160,24 @@ class Pruner:
         if self._soft:
             scores = self.statistics.running("movement")
             strengths = [
-                soft_movement.strength_for([scores[index] for index in pool.members], sparsity=sparsity, steps=steps)
+                soft_movement.strength_for(
+                    [scores[index] for index in pool.members],
+                    sparsity=sparsity,
+                    steps=steps,
+                    spread=self.spread.only(pool.members),
+                )
                 for pool, sparsity in zip(pools, sparsities, strict=True)
             ]
             self.strength = sum(strengths) / len(strengths)
-            self.penalty = soft_movement.penalty(scores, self.strength)
+            self.penalty = soft_movement.penalty(scores, self.strength, self.spread)
 
     def shares_below_threshold(self, pools: Sequence[Pool]) -> list[float]:
         """Soft movement only: the share of each pool's scores that its threshold prunes."""
         scores = self.statistics.running("movement")
-        return [soft_movement.share_below([scores[index] for index in pool.members]) for pool in pools]
+        return [
+            soft_movement.share_below([scores[index] for index in pool.members], self.spread.only(pool.members))
+            for pool in pools
+        ]
 
     def mask_from_zeros(self, unpruned: Mapping[str, Tensor] | None = None) -> None:
         """Take the weights' zeros for pruned, but for the flat indices in ``unpruned``, by parameter name."""
@@ -169,6 +186,8 @@ class Pruner:
             _laid_out(mask_from_zeros(target.parameter, unpruned.get(target.name)), target.parameter)
             for target in self.targets
         ]
+        if self._returns:
+            self._held = [local(parameter).detach().clone() for parameter in self.parameters]
 
     def clear_moments(self, optimizer: Optimizer, owned: Sequence[int]) -> None:
         """Zero the optimizer's running averages of pruned weights."""
@@ -186,16 +205,20 @@ class Pruner:
         """How many weights of each target are pruned."""
         if self.masks is None:
             return [0] * len(self.targets)
-        return [mask.numel() - int(torch.count_nonzero(mask)) for mask in self.masks]
+        pruned = [mask.numel() - torch.count_nonzero(mask) for mask in self.masks]
+        found: list[int] = self.spread.sums(pruned).tolist()
+        return found
 
     def state_dict(self, *, goes_on: bool = True) -> dict[str, Any]:
         """What a checkpoint needs beside the weights: small, unless the criterion keeps a value a weight.
+
+        Such values of a sharded parameter are a ``DTensor``, of the parts where they lie.
 
         Args:
             goes_on: whether masks are still to change; if not, running means are left out.
         """
         state: dict[str, Any] = {"strength": self.strength, "penalty": self.penalty, "unpruned_zeros": None}
-        if goes_on or self._held is not None:
+        if goes_on or self._returns:
             state["statistics"] = self.statistics.state_dict()
         if self.masks is not None:
             state["unpruned_zeros"] = {
@@ -203,7 +226,8 @@ class Pruner:
                 for target, mask in zip(self.targets, self.masks, strict=True)
             }
         if self._held is not None:
-            state["held"] = {target.name: held for target, held in zip(self.targets, self._held, strict=True)}
+            pairs = zip(self.targets, self._held, strict=True)
+            state["held"] = {target.name: Layout.of(target.parameter).joined(held) for target, held in pairs}
         return state
 
     def load_state_dict(self, state: Mapping[str, Any], *, goes_on: bool = True) -> None:
@@ -218,7 +242,7 @@ class Pruner:
             KeyError: an entry is missing.
         """
         self.strength, self.penalty = float(state["strength"]), float(state["penalty"])
-        if goes_on or self._held is not None:
+        if goes_on or self._returns:
             self.statistics.load_state_dict(state["statistics"])
         unpruned = state["unpruned_zeros"]
         if unpruned is not None:
@@ -229,9 +253,14 @@ class Pruner:
                     "only; resume with the include= and exclude= it was trained with."
                 )
             self.mask_from_zeros(unpruned)
-        if self._held is not None:
-            for target, held in zip(self.targets, self._held, strict=True):
-                held.copy_(state["held"][target.name])
+        if unpruned is not None and self._returns:
+            self._held = [
+                _laid_out(
+                    part_of(state["held"][target.name], Layout.of(target.parameter), local(target.parameter)),
+                    target.parameter,
+                )
+                for target in self.targets
+            ]
 
     def reduce_statistics(self, mean: Callable[[Tensor], Tensor]) -> None:
         """Make all ranks decide from the same numbers; ``mean`` averages a tensor over ranks."""
@@ -239,63 +268,83 @@ class Pruner:
 
     def _choose(self, members: Sequence[int], sparsity: float, exchanged: float, step: int) -> list[Tensor]:
         if sparsity == 0.0 and not exchanged:
-            return [torch.ones_like(self.targets[index].parameter, dtype=torch.bool) for index in members]
+            return [torch.ones_like(local(self.targets[index].parameter), dtype=torch.bool) for index in members]
         scores = [self._score(index) for index in members]
-        dims = [self.targets[index].dims for index in members]
+        dims, spread = [self.targets[index].dims for index in members], self.spread.only(members)
         if exchanged > 0.0:
             growth = [self._deserves_growth(index, step) for index in members]
-            return exchange(scores, growth, sparsity=sparsity, fraction=exchanged, pattern=self.pattern, dims=dims)
-        chosen = keep_largest(scores, sparsity=sparsity, pattern=self.pattern, dims=dims)
-        if self._held is not None or self.masks is None or self.pattern.members == 1:
+            return exchange(
+                scores, growth, sparsity=sparsity, fraction=exchanged, pattern=self.pattern, dims=dims, spread=spread
+            )
+        chosen = keep_largest(scores, sparsity=sparsity, pattern=self.pattern, dims=dims, spread=spread)
+        if self._returns or self.masks is None or self.pattern.members == 1:
             return chosen
         # A unit that stays may have members that were zero from the start.
         return [mask & self.masks[index].bool() for mask, index in zip(chosen, members, strict=True)]
 
     def _score(self, index: int) -> Tensor:
         target = self.targets[index]
-        weight = target.parameter.detach()
-        scores = self._criterion(weight.clone() if self._foreign else weight, self.statistics.of(index))
+        weight, layout = local(target.parameter).detach(), Layout.of(target.parameter)
+        if self._foreign:  # it may look at a layer as a whole
+            weight = layout.whole(weight) if layout.mesh is not None else weight.clone()
+        scores = self._criterion(weight, self.statistics.of(index, whole=self._foreign))
         if not isinstance(scores, Tensor) or scores.shape != weight.shape:
             shape = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
             raise CompressionError(
                 f"the criterion gave scores of shape {shape} for {target.name} of shape {list(weight.shape)}; it must "
                 "return a tensor with one score for each weight."
             )
-        scores = scores.float()
-        if self._held is not None or self.masks is None:
+        scores = (layout.part(scores) if self._foreign else scores).float()
+        if self._returns or self.masks is None:
             return scores
         return without_pruned(scores, self.masks[index])
+
+    def _are_numbers(self, owned: Sequence[int]) -> bool:
+        """Whether gradients are finite: those of the first target, which a loss or a layer above it reaches.
+
+        Raises:
+            CompressionError: a weight is not finite either, so that no later step can be better.
+        """
+        first = next((index for index in owned if self.targets[index].parameter.grad is not None), None)
+        if first is None or not self.spread.any(not bool(self._gradient(first).isfinite().all())):
+            return True
+        finite = all(bool(local(parameter).isfinite().all()) for parameter in self.parameters)
+        if self.spread.any(not finite):
+            raise no_numbers("a weight")
+        return False
 
     def _deserves_growth(self, index: int, step: int) -> Tensor:
         captured = self._growth[index]
         if self._regrow == "gradient":
             return self._gradient(index).abs().float() if captured is None else captured
         generator = torch.Generator().manual_seed(hash((self._seed, step, index)) % (1 << 63))
-        parameter = self.targets[index].parameter
-        return torch.rand(parameter.shape, generator=generator).to(parameter.device)
+        layout = Layout.of(self.targets[index].parameter)
+        growth = layout.part(torch.rand(layout.shape, generator=generator))
+        return growth.to(local(self.targets[index].parameter).device)
 
     def _lay(self, masks: Sequence[Tensor]) -> None:
-        if self._held is not None:
+        if self._returns:
             self._held = [self._dense_weight(index) for index in range(len(self.targets))]
             for parameter, held in zip(self.parameters, self._held, strict=True):
-                parameter.detach().copy_(held)
+                local(parameter).detach().copy_(held)
         self.masks = [_laid_out(mask, parameter) for mask, parameter in zip(masks, self.parameters, strict=True)]
         self.enforce()
 
     def _dense_weight(self, index: int) -> Tensor:
         """The weight with the values that pruned entries had when they were last in use."""
-        weight = self.targets[index].parameter.detach()
+        weight = local(self.targets[index].parameter).detach()
         if self._held is None or self.masks is None:
-            return weight if self._held is None else weight.clone()
+            return weight.clone() if self._returns else weight
         return torch.where(self.masks[index].bool(), weight, self._held[index])
 
     def _gradient(self, index: int) -> Tensor:
         gradient = self.targets[index].parameter.grad
         if gradient is None:
-            return torch.zeros_like(self.targets[index].parameter)
-        return gradient.detach().to_dense() if gradient.is_sparse else gradient.detach()
+            return torch.zeros_like(local(self.targets[index].parameter))
+        gradient = local(gradient).detach()
+        return gradient.to_dense() if gradient.is_sparse else gradient
 
 
-def _laid_out(mask: Tensor, parameter: Tensor) -> Tensor:
-    """Ones and zeros of the parameter's type and strides, as the fused multiplication wants them."""
-    return torch.empty_like(parameter).copy_(mask)
+def _laid_out(values: Tensor, parameter: Tensor) -> Tensor:
+    """Values of the parameter's type and strides: masks so, for the fused multiplication wants it."""
+    return torch.empty_like(local(parameter)).copy_(values)

@@ -8,6 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from lightning_compress.core.sharded import Spread
 from lightning_compress.pruning.masks import keep_largest
 from lightning_compress.pruning.patterns import Pattern
 
@@ -34,6 +35,7 @@ def exchange(
     fraction: float,
     pattern: Pattern,
     dims: Sequence[tuple[int, int]],
+    spread: Spread | None = None,
 ) -> list[Tensor]:
     """Keep the best of the kept weights, then grow others until the sparsity is as asked.
 
@@ -47,12 +49,13 @@ def exchange(
         fraction: share of the kept weights that gives way to new ones, in [0, 1].
         pattern: unstructured or blocks.
         dims: each weight's ``(output, input)`` dimensions.
+        spread: as in :func:`lightning_compress.pruning.keep_largest`.
 
     Returns:
         Boolean masks, true where kept.
     """
     kept_share = (1.0 - sparsity) * (1.0 - fraction)
-    survivors = keep_largest(scores, sparsity=1.0 - kept_share, pattern=pattern, dims=dims)
+    survivors = keep_largest(scores, sparsity=1.0 - kept_share, pattern=pattern, dims=dims, spread=spread)
     # Survivors first, then by growth: nothing outranks infinity.
     ranks = [growing.masked_fill(kept, math.inf) for growing, kept in zip(growth, survivors, strict=True)]
-    return keep_largest(ranks, sparsity=sparsity, pattern=pattern, dims=dims)
+    return keep_largest(ranks, sparsity=sparsity, pattern=pattern, dims=dims, spread=spread)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_compress.core.sharded import Spread
 from lightning_compress.pruning.selection import smallest_kept
 
 THRESHOLD = 0.1
@@ -28,30 +29,34 @@ def regularize_(scores: Tensor, strength: float) -> None:
     scores.addcmul_(gate, 1.0 - gate, value=-strength)
 
 
-def penalty(scores: Sequence[Tensor], strength: float) -> float:
-    """The regularizer's value, ``strength * sum(sigmoid(S))``."""
-    return strength * sum(float(torch.sigmoid(score).sum()) for score in scores)
+def penalty(scores: Sequence[Tensor], strength: float, spread: Spread | None = None) -> float:
+    """The regularizer's value, ``strength * sum(sigmoid(S))``; ``spread`` as in :func:`strength_for`."""
+    spread = Spread.of(scores) if spread is None else spread
+    total: float = sum(spread.sums([torch.sigmoid(score).sum().double() for score in scores]).tolist())
+    return strength * total
 
 
-def strength_for(scores: Sequence[Tensor], *, sparsity: float, steps: float) -> float:
+def strength_for(scores: Sequence[Tensor], *, sparsity: float, steps: float, spread: Spread | None = None) -> float:
     """The strength that brings the scores' quantile at ``sparsity`` down to the threshold in ``steps`` steps.
 
     Args:
         scores: one tensor a weight.
         sparsity: the share of scores that should end below the threshold, in [0, 1).
         steps: optimizer steps until then.
+        spread: how the tensors lie on processes, if ``scores`` are the parts of this one.
 
     Returns:
         A factor for :func:`regularize_`, never negative.
     """
-    size = sum(score.numel() for score in scores)
-    quantile = smallest_kept(scores, min(size - 1, round(sparsity * size)))
+    spread = Spread.of(scores) if spread is None else spread
+    size = spread.numel()
+    quantile = smallest_kept(scores, min(size - 1, round(sparsity * size)), spread)
     # The slope of the sigmoid there; far out it vanishes, and no strength would move the scores.
     decay = math.exp(-min(abs(quantile), _FLAT))
     return max(0.0, (quantile - _CUT) * (1.0 + decay) ** 2 / (steps * decay))
 
 
-def share_below(scores: Sequence[Tensor]) -> float:
-    """Share of scores that the threshold prunes."""
-    below = sum(int((score <= _CUT).sum()) for score in scores)
-    return below / sum(score.numel() for score in scores)
+def share_below(scores: Sequence[Tensor], spread: Spread | None = None) -> float:
+    """Share of scores that the threshold prunes; ``spread`` as in :func:`strength_for`."""
+    spread = Spread.of(scores) if spread is None else spread
+    return int(spread.sum([(score <= _CUT).sum() for score in scores])) / spread.numel()

@@ -9,7 +9,8 @@
 ``noise``       uniform random numbers in [0, 1), fixed by the seed and the parameter's name
 ==============  =====================================================================================
 
-All are float32. Running means are exponential, see :mod:`lightning_compress.pruning.running`.
+All are float32. Running means are exponential, see :mod:`lightning_compress.pruning.running`. Of a parameter that
+is spread over processes each keeps the statistics of its part.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from lightning_compress.core import CheckpointError, CompressionError, ConfigurationError, Target
+from lightning_compress.core.sharded import Layout, Spread, local
+from lightning_compress.core.sharded_state import StoredTensor, part_of
 from lightning_compress.pruning.inputs import InputHook, beside_weight
 from lightning_compress.pruning.running import DECAY, update_mean
 
@@ -73,11 +76,8 @@ class Statistics:
         self._targets = targets
         self._names = names
         self._seed = seed
-        self._running: dict[str, list[Tensor]] = {
-            name: [torch.zeros_like(target.parameter, dtype=torch.float32) for target in targets]
-            for name in names
-            if name in _FROM_GRADIENTS
-        }
+        # One a target, made when the first is asked for: until training starts parameters may be sharded and moved.
+        self._running: dict[str, list[Tensor]] = {name: [] for name in names if name in _FROM_GRADIENTS}
         # Mean squares of inputs, made at the first batch, when the number of features is known.
         self._squares: dict[int, Tensor] = {}
         self._seen: set[int] = set()  # targets that had a gradient
@@ -95,18 +95,15 @@ class Statistics:
         missing |= set(everything) - set(self._squares) if "input_norm" in self._names else set()
         return [self._targets[index].name for index in sorted(missing)]
 
-    def follow_parameters(self) -> None:
-        """Move the accumulators to the devices on which the parameters are now."""
-        for name, running in self._running.items():
-            pairs = zip(running, self._targets, strict=True)
-            self._running[name] = [tensor.to(target.parameter.device) for tensor, target in pairs]
-
-    def of(self, index: int) -> Mapping[str, Tensor]:
-        """The statistics of one target, each made when it is read."""
-        return _Reader(self._names, partial(self._read, index=index))
+    def of(self, index: int, *, whole: bool = False) -> Mapping[str, Tensor]:
+        """The statistics of one target, each made when it is read: of the part here, or gathered from all parts."""
+        return _Reader(self._names, partial(self._read, index=index, whole=whole))
 
     def running(self, name: str) -> list[Tensor]:
         """The accumulators themselves, one a target, to be changed in place."""
+        if not self._running[name]:
+            parts = [local(target.parameter) for target in self._targets]
+            self._running[name] = [torch.zeros_like(part, dtype=torch.float32) for part in parts]
         return self._running[name]
 
     @torch.no_grad()
@@ -115,12 +112,12 @@ class Statistics:
 
         Args:
             index: which target.
-            gradient: dense and unscaled.
+            gradient: dense and unscaled, of the part that is here.
             weight: the value that the gradient is multiplied with.
         """
         self._seen.add(index)
-        for name, running in self._running.items():
-            _FROM_GRADIENTS[name](running[index], gradient.float(), weight.float())
+        for name in self._running:
+            _FROM_GRADIENTS[name](self.running(name)[index], gradient.float(), weight.float())
 
     def watch_inputs(self) -> None:
         """Hook the targets' modules to see the inputs of training batches."""
@@ -143,13 +140,15 @@ class Statistics:
             self._squares[index] = mean(self._squares[index])
 
     def state_dict(self) -> dict[str, Any]:
-        """All accumulators by statistic and parameter name."""
+        """All accumulators by statistic and parameter name; of a sharded parameter a ``DTensor`` of the parts."""
         names = [target.name for target in self._targets]
-        state: dict[str, Any] = {
-            name: dict(zip(names, running, strict=True)) for name, running in self._running.items()
-        }
+        layouts = [Layout.of(target.parameter) for target in self._targets]
+        state: dict[str, Any] = {}
+        for name in self._running:
+            joined = [layout.joined(part) for layout, part in zip(layouts, self.running(name), strict=True)]
+            state[name] = dict(zip(names, joined, strict=True))
         if "input_norm" in self._names:
-            state["input_norm"] = {names[index]: square for index, square in self._squares.items()}
+            state["input_norm"] = {names[index]: square for index, square in self._mean_squares().items()}
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -161,49 +160,68 @@ class Statistics:
         """
         if not isinstance(state, Mapping):
             raise CheckpointError(f"the checkpoint holds {state!r} in place of statistics.")
-        for name, running in self._running.items():
-            for index, (target, tensor) in enumerate(zip(self._targets, running, strict=True)):
-                tensor.copy_(_saved(state.get(name, {}), name, target, tensor.shape))
-                if bool(tensor.any()):
-                    self._seen.add(index)
+        for name in self._running:
+            for target, part in zip(self._targets, self.running(name), strict=True):
+                saved, layout = state.get(name, {}).get(target.name), Layout.of(target.parameter)
+                if not isinstance(saved, (Tensor, StoredTensor)) or saved.shape != layout.shape:
+                    raise _not_saved(name, target)
+                part.copy_(part_of(saved, layout, part))
+            self._seen.update(self._with_numbers(name))
         if "input_norm" in self._names and state["input_norm"]:
             for index, target in enumerate(self._targets):
-                square = _saved(state["input_norm"], "input_norm", target, None)
-                self._squares[index] = square.to(target.parameter.device)
+                square = state["input_norm"].get(target.name)
+                if not isinstance(square, Tensor):
+                    raise _not_saved("input_norm", target)
+                self._squares[index] = square.to(local(target.parameter).device)
 
-    def _read(self, name: str, index: int) -> Tensor:
+    def _mean_squares(self) -> dict[int, Tensor]:
+        """Of a sharded model the means over processes, of which one alone writes them."""
+        spread = Spread.of([target.parameter for target in self._targets])
+        if not spread.is_shared:
+            return self._squares
+        if spread.any(len(self._squares) < len(self._targets)):
+            return {}
+        return {index: spread.mean(self._squares[index]) for index in sorted(self._squares)}
+
+    def _with_numbers(self, name: str) -> Iterator[int]:
+        """The targets whose accumulators are not all zero, on whichever process."""
+        running = self.running(name)
+        counts = Spread.of([target.parameter for target in self._targets]).sums([part.any().int() for part in running])
+        return (index for index, count in enumerate(counts.tolist()) if count)
+
+    def _read(self, name: str, index: int, *, whole: bool) -> Tensor:
         target = self._targets[index]
+        layout = Layout.of(target.parameter)
         if name in self._running:
             if index not in self._seen:
                 raise CompressionError(
                     f"the criterion reads {name!r} of {target.name}, but no gradient was seen before this update: call "
                     "step() of the optimizers that self.optimizers() returns, or choose criterion='magnitude'."
                 )
-            return self._running[name][index]
+            part = self.running(name)[index]
+            return layout.whole(part) if whole else part
         if name == "noise" and name in self._names:
             seed = zlib.crc32(target.name.encode(), self._seed)
-            noise = torch.rand(target.parameter.shape, generator=torch.Generator().manual_seed(seed))
-            return noise.to(target.parameter.device)
+            noise = torch.rand(layout.shape, generator=torch.Generator().manual_seed(seed))
+            return (noise if whole else layout.part(noise)).to(local(target.parameter).device)
         if name == "input_norm" and name in self._names:
             if index not in self._squares:
                 raise CompressionError(
                     f"no training batch passed through {target.name}: its {type(target.module).__name__} is not "
                     f"called (its parent may read the weight itself); add exclude={target.name!r}."
                 )
-            return beside_weight(self._squares[index].sqrt(), target)
+            norm = beside_weight(self._squares[index].sqrt(), target)
+            return norm if whole or layout.mesh is None else layout.part(norm.expand(layout.shape))
         raise ConfigurationError(
             f"the criterion reads statistics[{name!r}] without saying so: decorate it with @needs({name!r})."
         )
 
 
-def _saved(state: Mapping[str, Any], name: str, target: Target, shape: torch.Size | None) -> Tensor:
-    tensor = state.get(target.name)
-    if not isinstance(tensor, Tensor) or (shape is not None and tensor.shape != shape):
-        raise CheckpointError(
-            f"the checkpoint holds no {name!r} statistic of shape {list(target.parameter.shape)} for {target.name}: it "
-            "was written with another criterion or another model."
-        )
-    return tensor
+def _not_saved(name: str, target: Target) -> CheckpointError:
+    return CheckpointError(
+        f"the checkpoint holds no {name!r} statistic of shape {list(target.parameter.shape)} for {target.name}: it was "
+        "written with another criterion or another model."
+    )
 
 
 class _Reader(Mapping[str, Tensor]):

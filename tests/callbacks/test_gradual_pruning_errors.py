@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_compress import CompressionError, ConfigurationError, GradualPruning, TargetError
 from lightning_compress.pruning import needs
+from tests.conformance import tiny
 
 
 class Tiny(pl.LightningModule):
@@ -217,3 +218,15 @@ def test_after_a_refusal_the_model_is_as_it_was_and_trains(callback):
     assert not left
     assert not any(module._forward_pre_hooks for module in model.modules())
     fit(GradualPruning(0.5, **STEPS), model=model)
+
+
+def test_a_layer_that_loses_every_weight_is_named_once():
+    model = tiny.Tiny(lr=0.0)
+    with torch.no_grad():
+        model.body[0].weight.mul_(1e-6)  # as a fresh layer beside pretrained ones
+    settings = {"criterion": "magnitude", **tiny.WINDOW}
+    words = r"at step 5 every weight of body\.0\.weight is pruned.*scope='layer'"
+    with pytest.warns(UserWarning, match=words) as found:
+        tiny.fit(model, GradualPruning(0.75, **settings))  # the learning rate is 0
+    assert len([warning for warning in found if "every weight of" in str(warning.message)]) == 1
+    tiny.fit(tiny.Tiny(), GradualPruning(0.75, scope="layer", **settings))

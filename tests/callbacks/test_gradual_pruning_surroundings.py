@@ -164,12 +164,12 @@ def test_sparse_gradients(settings):
     assert int((model.words.weight == 0).sum()) == 40 or settings.get("regrow")
 
 
-def test_accumulators_follow_the_model_to_its_device():
+def test_accumulators_are_where_the_model_is():
     # What Lightning does between setup and training; "meta" stands for an accelerator.
     callback, model = GradualPruning(0.5, criterion="movement", **WINDOW), Tiny()
     callback.prepare(model)
     model.to("meta")
-    callback._pruner.follow_parameters()
+    callback._pruner.mask_from_zeros()
     kept = [*callback._pruner.statistics.running("movement"), *callback._pruner._held]
     assert {tensor.device.type for tensor in kept} == {"meta"}
 

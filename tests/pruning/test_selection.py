@@ -139,7 +139,7 @@ def test_only_scores_near_the_threshold_are_counted_closely(monkeypatch):
     looked_at = []
     exact = selection._exact_threshold
     monkeypatch.setattr(
-        selection, "_exact_threshold", lambda values, count: looked_at.extend(values) or exact(values, count)
+        selection, "_exact_threshold", lambda values, *more: looked_at.extend(values) or exact(values, *more)
     )
     scores = torch.randn(1_000, 1_000, generator=torch.Generator().manual_seed(0))
     drop_smallest([scores], 800_000)

@@ -1,0 +1,225 @@
+"""Tensors that lie in parts on several processes (``DTensor``), and what is asked of all parts together.
+
+``fully_shard`` and ``parallelize_module`` make such parameters. A method works on the part that its process holds
+(:func:`local`), asks for counts over all parts (:class:`Spread`), and where a rule needs a whole layer (a block that
+crosses a border) has that one layer gathered and takes its own part of the result back (:class:`Layout`): never more
+than one layer at a time. Every process calls these functions in the same order. For ordinary tensors all of it does
+nothing and costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from lightning_compress.core.targets import is_sharded
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor.placement_types import Placement
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this process holds, in the same memory and without a history.
+
+    An ordinary tensor is its own part.
+    """
+    if not is_sharded(tensor):
+        return tensor
+    spread: Any = tensor
+    with torch.no_grad():  # with gradients it would be a function of the tensor, not the tensor
+        part: Tensor = spread.to_local()
+        return part
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor with all its parts, on every process; an ordinary one is whole."""
+    return Layout.of(tensor).whole(local(tensor))
+
+
+def sharding_modules(model: nn.Module) -> list[Any]:
+    """The modules that ``fully_shard`` was called on."""
+    return [module for module in model.modules() if hasattr(module, "reshard")]
+
+
+def reshard(modules: Iterable[Any]) -> None:
+    """Have each process hold its part again.
+
+    After a forward pass without a backward pass the parameters of the outermost module are left whole, and are other
+    objects than those that the optimizer has.
+
+    Args:
+        modules: from :func:`sharding_modules`.
+    """
+    for module in modules:
+        module.reshard()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one tensor lies on processes.
+
+    Attributes:
+        shape: of the whole tensor.
+        mesh: of processes that share it; ``None`` if this process has it whole.
+        placements: what each dimension of the mesh does to it.
+    """
+
+    shape: torch.Size
+    mesh: DeviceMesh | None = None
+    placements: tuple[Placement, ...] = ()
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Layout:
+        """The layout of a parameter.
+
+        Example:
+            >>> Layout.of(torch.zeros(2, 3)).mesh is None
+            True
+        """
+        if not is_sharded(tensor):
+            return cls(tensor.shape)
+        return cls(tensor.shape, tensor.device_mesh, tuple(tensor.placements))  # type: ignore[attr-defined]
+
+    def joined(self, part: Tensor) -> Tensor:
+        """A ``DTensor`` of the parts, which stay where they are; an ordinary tensor stays one."""
+        if self.mesh is None:
+            return part
+        from torch.distributed.tensor import DTensor
+
+        stride = torch.empty(self.shape, device="meta").stride()
+        return DTensor.from_local(part.contiguous(), self.mesh, self.placements, shape=self.shape, stride=stride)
+
+    def whole(self, part: Tensor) -> Tensor:
+        """The whole tensor on every process, gathered from the parts."""
+        if self.mesh is None:
+            return part
+        # Parts that were moved off the device (``CPUOffloadPolicy``) travel over it.
+        gathered: Tensor = self.joined(part.to(self.mesh.device_type)).full_tensor()  # type: ignore[attr-defined]
+        return gathered.to(part.device)
+
+    def part(self, whole: Tensor) -> Tensor:
+        """This process's part of a whole tensor that every process has; nothing is sent."""
+        if self.mesh is None:
+            return whole
+        from torch.distributed.tensor import distribute_tensor
+
+        placed = distribute_tensor(
+            whole.detach().to(self.mesh.device_type), self.mesh, self.placements, src_data_rank=None
+        )
+        return local(placed).to(whole.device).clone()  # not a view, which would keep the whole alive
+
+    def evenly(self, count: int) -> Layout:
+        """A layout for ``count`` numbers made from the whole tensor, over the same processes in even parts."""
+        from torch.distributed.tensor import Shard
+
+        even = tuple(placement if placement.is_replicate() else Shard(0) for placement in self.placements)
+        return Layout(torch.Size([count]), self.mesh, even)
+
+    def holds_first_copy(self) -> bool:
+        """Whether this process's part is the one that counts, of parts that other processes have alike."""
+        if self.mesh is None:
+            return distributed.get_rank() == 0
+        place = self.mesh.get_coordinate()
+        if place is None or not bool((self.mesh.mesh == 0).any()):
+            return False
+        return all(at == 0 for at, placement in zip(place, self.placements, strict=True) if placement.is_replicate())
+
+
+class Spread:
+    """Several tensors and their layouts: what is counted in parts, added up so that each element counts once.
+
+    Args:
+        layouts: one a tensor.
+        device: on which processes talk to each other, ``"cuda"`` say; ``None`` if they have nothing to say, because
+            each tensor is whole on this process.
+    """
+
+    def __init__(self, layouts: Sequence[Layout], device: str | None) -> None:
+        self.layouts = list(layouts)
+        self._device = device
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor]) -> Spread:
+        """The spread of parameters, or of any tensors.
+
+        Example:
+            >>> Spread.of([torch.zeros(2, 3), torch.zeros(4)]).numel()
+            10
+        """
+        layouts = [Layout.of(tensor) for tensor in tensors]
+        device = next((layout.mesh.device_type for layout in layouts if layout.mesh is not None), None)
+        return cls(layouts, device)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes have to do with these tensors."""
+        return self._device is not None
+
+    def only(self, places: Sequence[int]) -> Spread:
+        """The spread of some of the tensors."""
+        return Spread([self.layouts[place] for place in places], self._device)
+
+    def over(self, layouts: Sequence[Layout]) -> Spread:
+        """Other tensors over the same processes."""
+        return Spread(layouts, self._device)
+
+    def numel(self) -> int:
+        """Elements of all tensors together."""
+        return sum(layout.shape.numel() for layout in self.layouts)
+
+    def sums(self, counts: Sequence[Tensor]) -> Tensor:
+        """What was counted in each tensor's part, summed over its parts.
+
+        Args:
+            counts: one a tensor, of one shape and type.
+
+        Returns:
+            ``[tensors, ...]``, on the CPU.
+        """
+        return self._reduced(torch.stack([count.cpu() for count in self._counting_once(counts)]))
+
+    def sum(self, counts: Sequence[Tensor]) -> Tensor:
+        """The same summed over the tensors too, ``[...]``."""
+        return self._reduced(torch.stack([count.cpu() for count in self._counting_once(counts)]).sum(0))
+
+    def any(self, flag: bool) -> bool:  # noqa: FBT001
+        """Whether the flag is set on any process."""
+        return bool(self._reduced(torch.tensor(int(flag))))
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """The mean over processes of what each has of its own."""
+        if self._device is None:
+            return tensor
+        summed = tensor.to(self._device, copy=True)
+        distributed.all_reduce(summed)
+        return (summed / distributed.get_world_size()).to(tensor.device)
+
+    def agreed(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Parts as they are; tensors that other processes have whole as well, as the first process has them."""
+        if self._device is None:
+            return list(tensors)
+        agreed = list(tensors)
+        for place, (tensor, layout) in enumerate(zip(tensors, self.layouts, strict=True)):
+            if layout.mesh is None:
+                copy = tensor.detach().to(self._device, copy=True).contiguous()
+                distributed.broadcast(copy, src=0)
+                agreed[place] = copy.to(tensor.device)
+        return agreed
+
+    def _counting_once(self, counts: Sequence[Tensor]) -> list[Tensor]:
+        if self._device is None:
+            return list(counts)
+        pairs = zip(counts, self.layouts, strict=True)
+        return [count if layout.holds_first_copy() else torch.zeros_like(count) for count, layout in pairs]
+
+    def _reduced(self, numbers: Tensor) -> Tensor:
+        if self._device is None:
+            return numbers
+        numbers = numbers.to(self._device)
+        distributed.all_reduce(numbers)
+        return numbers.cpu()

@@ -1,0 +1,34 @@
+"""Run by test_sharded_pruning.py: worlds of 2, 1 and 4 processes, which write what they find into a folder."""
+
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+
+from tests.distributed import sharded_fits, sharded_masks
+from tests.distributed.worlds import run_world
+
+
+def compare_masks(folder, *ways):
+    """What is not the same as on one process, by way of sharding; on the last rank, whose parts may be empty."""
+    for name in ways:
+        shard, cut = getattr(sharded_masks, name), name in ("tensor_parallel", "two_dimensional")
+        some = sharded_masks.SOME if torch.distributed.get_world_size() > 2 or name == "partly" else sharded_masks.CASES
+        found = sharded_masks.differences(shard, sharded_masks.CUT_FOR_GOOD if cut else some, even=cut)
+        if not cut:
+            found |= sharded_masks.unpruned_zeros(shard)
+        if torch.distributed.get_rank() == torch.distributed.get_world_size() - 1:
+            (folder / f"{name}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    results = Path(sys.argv[1])
+    run_world(2, compare_masks, results, "by_layer", "partly", "tensor_parallel")
+    run_world(4, compare_masks, results, "two_dimensional", "hybrid")
+    run_world(2, sharded_fits.train_and_save, results)
+    for size in (1, 2, 4):
+        run_world(size, sharded_fits.go_on, results)
+    run_world(2, sharded_fits.other_models, results)
