@@ -7,18 +7,20 @@ from functools import cached_property, partial
 from typing import Any, Literal
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from pytorch_lightning.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from lightning_compress.callbacks.alongside import Alongside
 from lightning_compress.callbacks.attached import AttachedCallback
-from lightning_compress.callbacks.companion import CompanionOptimizer
 from lightning_compress.callbacks.hooks import AroundSteps, has_forward
 from lightning_compress.callbacks.optimizers import skipped_by_scaler
 from lightning_compress.callbacks.order import Stage
 from lightning_compress.callbacks.state import refuse_damage
+from lightning_compress.callbacks.strategies import refuse_flat_parameters
 from lightning_compress.callbacks.student_copies import StudentCopies
 from lightning_compress.core import CompressionError, ConfigurationError
 from lightning_compress.distillation import DistillationLoss, SoftTargets
@@ -31,10 +33,11 @@ from lightning_compress.distillation.arguments import (
     listed,
     shares,
 )
+from lightning_compress.distillation.averaging import agree_, average_
 from lightning_compress.distillation.base import Pick
 from lightning_compress.distillation.batch import Labels, has_labels, labels_of, plain_batch
 from lightning_compress.distillation.distiller import Distiller
-from lightning_compress.distillation.teacher import Asked, Mirror, NetworkTeacher, Peer, average_, placed
+from lightning_compress.distillation.teacher import Asked, Mirror, NetworkTeacher, Peer, is_spread, placed
 
 _PATIENCE = 10
 
@@ -109,8 +112,7 @@ class KnowledgeDistillation(AttachedCallback, AroundSteps):
         self._shares = shares(teacher_weights, len(self._given))
         self.copies = StudentCopies(self._given)
         self._distiller: Distiller | None = None
-        self._companion: CompanionOptimizer | None = None
-        self._pending: Sequence[Mapping[str, Tensor]] | None = None  # moments of learned parts that are not built yet
+        self._alongside: Alongside | None = None
         self._handles: list[RemovableHandle] = []
         self._batch: Any = None
         self._backwards = 0  # calls of manual_backward in this step
@@ -137,6 +139,9 @@ class KnowledgeDistillation(AttachedCallback, AroundSteps):
             raise ConfigurationError(
                 "Trainer(callbacks=[...]) has two KnowledgeDistillation: give all teachers to one."
             )
+        if self.copies.are_wanted or getattr(trainer.strategy, "zero_stage_3", False):
+            copied = " of 'self' or 'ema'" if self.copies.are_wanted else ""
+            refuse_flat_parameters(trainer.strategy, f"KnowledgeDistillation{copied}")
         super().setup(trainer, pl_module, stage)
 
     def prepare(self, model: nn.Module) -> None:
@@ -154,8 +159,9 @@ class KnowledgeDistillation(AttachedCallback, AroundSteps):
         return self._distiller is not None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Weights are loaded, on every rank alike: those are what the copies begin with."""
-        self.copies.begin(pl_module, resumed=self._handover.peek() is not None)
+        """Weights are there, on every rank alike: those are what the copies begin with, unless a run goes on."""
+        if trainer.strategy.restore_checkpoint_after_setup or self._handover.peek() is None:
+            self.copies.begin(pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Weights are loaded: bring the teachers beside the student, and go on where a checkpoint stopped."""
@@ -170,6 +176,9 @@ class KnowledgeDistillation(AttachedCallback, AroundSteps):
                 "forward: name the submodule to call by network=."
             )
         state = self._handover.take(pl_module)
+        if state is None and self._handover.from_checkpoint and trainer.strategy.restore_checkpoint_after_setup:
+            self.copies.begin(pl_module)  # with the weights of a run that had no copies
+        self.copies.settle()
         asked = {self._asked(one, pl_module): share for one, share in zip(self._given, self._shares, strict=True)}
         if state is None:
             for peer in (one for one in asked if isinstance(one, Peer)):
@@ -183,8 +192,7 @@ class KnowledgeDistillation(AttachedCallback, AroundSteps):
             logits=self.logits,
             draw=self.draw,
         )
-        if state is not None:
-            refuse_damage(self._load, state, type(self).__name__)
+        self._alongside = Alongside(trainer, [] if state is None else refuse_damage(self._load, state, self.state_key))
         hook = partial(self._after_optimizer_step, trainer)
         self._handles = [optimizer.register_step_post_hook(hook) for optimizer in trainer.optimizers]
 
@@ -216,8 +224,8 @@ class KnowledgeDistillation(AttachedCallback, AroundSteps):
 
     def on_before_zero_grad(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer) -> None:
         """Gradients of a step that a scaler skipped go with those of the weights."""
-        if self._companion is not None and optimizer is self._owner(trainer):
-            self._companion.zero_grad()
+        if self._alongside is not None and optimizer is self._alongside.owner(self._running().network):
+            self._alongside.zero_grad()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say what was done."""
@@ -243,25 +251,19 @@ class KnowledgeDistillation(AttachedCallback, AroundSteps):
             self._handles.pop().remove()
         if self._distiller is not None:
             self._distiller.close()
-        self._distiller = self._companion = self._batch = None
+        self._distiller = self._alongside = self._batch = None
 
     def state(self) -> dict[str, Any]:
         """Projections with their moments, the fingerprint of a copied teacher, and a moving average."""
-        distiller = self._running()
-        moments = self._pending if self._companion is None else self._companion.state_dict()
-        return {
-            "method": {
-                "learned": distiller.state_dict(),
-                "moments": list(moments or []),
-                "copies": self.copies.state_dict(),
-            },
-        }
+        learned = self._running().state_dict()
+        moments = [] if self._alongside is None else self._alongside.moments()
+        return {"method": {"learned": learned, "moments": moments, "copies": self.copies.state_dict()}}
 
-    def _load(self, state: Mapping[str, Any]) -> None:
+    def _load(self, state: Mapping[str, Any]) -> Sequence[Mapping[str, Tensor]]:
         method = state["method"]
         self._running().load_state_dict(method["learned"])
-        self._pending = method["moments"]
         self.copies.load_state_dict(method["copies"])
+        return list(method["moments"])
 
     def _asked(self, one: OneTeacher | None, pl_module: pl.LightningModule) -> Asked:
         if one is None:
@@ -273,55 +275,56 @@ class KnowledgeDistillation(AttachedCallback, AroundSteps):
         if one == "ema":  # itself, in float32: it must move, by less than half precision tells apart
             return NetworkTeacher(self.copies[one].to(pl_module.device))
         network: nn.Module = self.copies[one] if isinstance(one, str) else one
+        if self.teacher_dtype is not None and is_spread(network):
+            raise ConfigurationError(
+                f"teacher_dtype={self.teacher_dtype!r}: a sharded teacher keeps its type; leave teacher_dtype out and "
+                "give fully_shard a MixedPrecisionPolicy."
+            )
         own = next((p.dtype for p in pl_module.parameters() if p.is_floating_point()), None)
         dtype = own if self.teacher_dtype is None else DTYPES[self.teacher_dtype]
         return NetworkTeacher(placed(network, pl_module.device, dtype))
 
     def _loss(self, module: pl.LightningModule, task: Tensor | None) -> Any:
         """The sum, or the module's own loss where there is nothing to add to it."""
-        distiller = self._running()
-        terms = distiller.terms(self._batch, step=module.trainer.global_step)
-        if self._companion is None and any(True for _ in distiller.learned.parameters()):
-            self._train_learned(module.trainer)
+        distiller, trainer = self._running(), module.trainer
+        terms = distiller.terms(self._batch, step=trainer.global_step)
+        if self._alongside is not None:
+            self._alongside.train(list(distiller.learned.parameters()), distiller.network)
         parts = dict(terms)
         if task is not None and has_labels(labels_of(plain_batch(self._batch), self.labels)):
             parts["task"] = task * self.task_weight if terms else task
             terms = {"task": task, **terms}
-        for name, term in terms.items():
-            module.log(f"distillation/{name}", term.detach(), on_step=True, on_epoch=False, batch_size=1)
+        elif trainer.world_size > 1:
+            parts.update(distiller.nothing())
+        for name, term in self._over_ranks(trainer, terms).items():
+            module.log(f"distillation/{name}", term, on_step=True, on_epoch=False, batch_size=1)
         return sum(parts.values()) if parts else task
 
-    def _train_learned(self, trainer: pl.Trainer) -> None:
-        owner = self._owner(trainer)
-        if owner is None:
-            raise ConfigurationError("no optimizer trains the student's network, so nothing can train its projections.")
-        self._companion = CompanionOptimizer(list(self._running().learned.parameters()), owner)
-        if self._pending:
-            self._companion.load_state_dict(self._pending)
-        self._pending = None
-
-    def _owner(self, trainer: pl.Trainer) -> Optimizer | None:
-        """The optimizer that trains the student's network, with which projections and a moving average go along."""
-        network = self._running().network
-        own = {id(parameter) for parameter in (network or trainer.lightning_module).parameters()}
-        return next(
-            (
-                optimizer
-                for optimizer in trainer.optimizers
-                if any(id(p) in own for group in optimizer.param_groups for p in group["params"])
-            ),
-            None,
-        )
+    def _over_ranks(self, trainer: pl.Trainer, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The mean of each term over the ranks that have it, in one message: without labels there is no task loss."""
+        if trainer.world_size == 1:
+            return {name: term.detach() for name, term in terms.items()}
+        names = [*(["task"] if self.task_weight else []), *self._running().names]
+        sums = torch.zeros(2, len(names), device=trainer.strategy.root_device)
+        for place, name in enumerate(names):
+            if name in terms:
+                sums[0, place], sums[1, place] = terms[name].detach(), 1.0
+        values, counts = trainer.strategy.reduce(sums, reduce_op="sum")
+        present = [name in terms or bool(count) for name, count in zip(names, counts, strict=True)]
+        return {name: value for name, value, one in zip(names, values / counts, present, strict=True) if one}
 
     def _after_optimizer_step(self, trainer: pl.Trainer, optimizer: Optimizer, *_: Any) -> None:
-        if self._distiller is None or optimizer is not self._owner(trainer) or skipped_by_scaler(optimizer):
+        if self._distiller is None or self._alongside is None or skipped_by_scaler(optimizer):
             return
-        if self._companion is not None:
-            scaler: Any = getattr(trainer.precision_plugin, "scaler", None)
-            scale = 1.0 if scaler is None else float(scaler.get_scale())
-            self._companion.step(partial(trainer.strategy.reduce, reduce_op="mean"), scale)
+        if optimizer is not self._alongside.owner(self._distiller.network):
+            return
+        self._alongside.step()
         if "ema" in self.copies:
             average_(self.copies["ema"], trainer.lightning_module, self.ema_decay)
+        if trainer.world_size > 1:
+            peers = [one.model for one in self._given if isinstance(one, Peer)]
+            for network in [*peers, *([self.copies["ema"]] if "ema" in self.copies else [])]:
+                agree_(network, partial(trainer.strategy.reduce, reduce_op="mean"))
 
     def _check_backwards(self) -> None:
         self._without_backward = 0 if self._backwards else self._without_backward + 1

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from lightning_compress.core import CheckpointError, ConfigurationError
 from lightning_compress.distillation.base import DistillationLoss, FeaturePair, Observation, Pick
@@ -143,6 +144,21 @@ class Distiller:
                     part = term * (share / len(calls))
                     totals[name] = totals[name] + part if name in totals else part
         return totals
+
+    @property
+    def names(self) -> list[str]:
+        """Of all terms that :meth:`terms` may give."""
+        return [*self._losses, *(["peer"] if any(isinstance(one, Peer) for one in self._teachers) else [])]
+
+    def nothing(self) -> dict[str, Tensor]:
+        """A term that is 0 and that all the network has a part in; empty if it was not called.
+
+        Where ranks wait for each other's gradients, each must have one of every weight. Losses that look at early
+        layers give none to later ones.
+        """
+        calls = [] if self._watch is None else self._watch.calls
+        zeros = [_zero(tensor) for call in calls for tensor in _floating(call.output)]
+        return {"nothing": torch.stack(zeros).sum()} if zeros else {}
 
     def state_dict(self) -> dict[str, Tensor]:
         """Weights of what trains along with the student."""
@@ -300,6 +316,18 @@ def _named(losses: Sequence[DistillationLoss]) -> dict[str, DistillationLoss]:
         seen[loss.name] += 1
         named[loss.name if seen[loss.name] == 1 else f"{loss.name}_{seen[loss.name]}"] = loss
     return named
+
+
+def _floating(output: Any) -> list[Tensor]:
+    """The tensors of a call through which a gradient can reach all that made them."""
+    tensors = [one for one in pytree.tree_leaves(output) if isinstance(one, Tensor)]
+    return [one for one in tensors if one.is_floating_point() and one.requires_grad and one.numel()]
+
+
+def _zero(tensor: Tensor) -> Tensor:
+    """A number of a tensor, put out rather than multiplied: it may be infinite."""
+    put_out = torch.ones((), dtype=torch.bool, device=tensor.device)
+    return tensor[(0,) * tensor.dim()].masked_fill(put_out, 0.0).float()
 
 
 def _own(pair: FeaturePair) -> Place:

@@ -7,6 +7,8 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
+from lightning_compress.core.sharded import Layout, local
+
 _SAMPLES = 1_024
 
 
@@ -14,7 +16,7 @@ def fingerprint(model: nn.Module) -> str:
     """Of names, shapes and a sample of the numbers of all parameters and buffers that a checkpoint would hold.
 
     Args:
-        model: on any device.
+        model: on any device; of a sharded one every process asks at once.
 
     Returns:
         64 hexadecimal digits.
@@ -31,7 +33,7 @@ def fingerprint(model: nn.Module) -> str:
     for name, value in model.state_dict().items():
         if isinstance(value, Tensor):
             digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
-            digest.update(sample(value))
+            digest.update(sample(Layout.of(value).whole(local(value))))
     return digest.hexdigest()
 
 

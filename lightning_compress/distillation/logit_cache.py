@@ -22,7 +22,7 @@ from lightning_compress.distillation.indexed import IndexedBatch, indexed
 from lightning_compress.distillation.logit_writer import only_one, store
 from lightning_compress.distillation.samples import check_indexed, check_loader, sample_hashes
 from lightning_compress.distillation.stored_logits import Precision, Reader, Rows, read_state
-from lightning_compress.distillation.teacher import Asked, NetworkTeacher
+from lightning_compress.distillation.teacher import Asked, NetworkTeacher, is_spread
 from lightning_compress.distillation.watch import Call, Place, picked
 
 __all__ = ["IndexedBatch", "LogitCache"]
@@ -229,6 +229,11 @@ def _check(teacher: Any, top_k: Any, dtype: Any) -> None:
     if teacher is not None and not isinstance(teacher, nn.Module):
         raise ConfigurationError(
             f"LogitCache(teacher={type(teacher).__name__}): expected a module, or None to read a full cache."
+        )
+    if teacher is not None and is_spread(teacher):
+        raise ConfigurationError(
+            f"LogitCache(teacher={type(teacher).__name__}): one process fills a cache while others wait, and a sharded "
+            "teacher needs all to answer; give one that is not sharded, or ask it live: KnowledgeDistillation(teacher)."
         )
     if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
         raise ConfigurationError(

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.utils import _pytree as pytree
 
 from lightning_compress.core import ConfigurationError
+from lightning_compress.core.sharded import reshard, sharding_modules
+from lightning_compress.core.targets import is_sharded
 from lightning_compress.distillation.batch import without_labels
 from lightning_compress.distillation.fitting import check_apart, check_vocabulary
 from lightning_compress.distillation.watch import Call, Place, Watch
@@ -76,6 +77,7 @@ class NetworkTeacher(Asked):
         self._network = model
         self._watch: Watch | None = None
         self._dropped: set[str] = set()
+        self._is_spread: bool | None = None
 
     def connect(self, student: nn.Module, network: nn.Module) -> None:
         """Find the part that answers.
@@ -98,9 +100,10 @@ class NetworkTeacher(Asked):
         self._watch = Watch(self._network, places)
 
     def close(self) -> None:
-        """Take all hooks away."""
+        """Take all hooks away, and leave each process its part of a sharded teacher."""
         if self._watch is not None:
             self._watch.close()
+        reshard(sharding_modules(self._network))
 
     def observe(self, call: Call, batch: Any) -> Call:
         """Call the network with the arguments of the student's, labels left out.
@@ -109,10 +112,16 @@ class NetworkTeacher(Asked):
             ConfigurationError: it cannot be called like that.
         """
         rest_(self._network)
-        with _no_gradients(self._network):
+        with self._without_gradients():
             seen = self._called(call)
         # What inference mode made cannot be saved for a backward; a copy can.
         return seen.mapped(_outside)
+
+    def _without_gradients(self) -> AbstractContextManager[Any]:
+        """Inference mode, but for networks that are gathered around a call: what is gathered must stay writable."""
+        if self._is_spread is None:
+            self._is_spread = is_spread(self._network)
+        return torch.no_grad() if self._is_spread else torch.inference_mode()
 
     def _called(self, call: Call) -> Call:
         if self._watch is None:
@@ -156,6 +165,19 @@ class Peer(NetworkTeacher):
         >>> from lightning_compress import KnowledgeDistillation
         >>> callback = KnowledgeDistillation(Peer(nn.Linear(8, 2)))
     """
+
+    def connect(self, student: nn.Module, network: nn.Module) -> None:
+        """As for other teachers.
+
+        Raises:
+            ConfigurationError: it is sharded.
+        """
+        super().connect(student, network)
+        if is_spread(self._network):
+            raise ConfigurationError(
+                f"Peer({type(self.model).__name__}) is sharded, and its optimizer is one of whole tensors: give a peer "
+                "that each process has whole, or train the two in one LightningModule."
+            )
 
     def share(self, broadcast: Callable[[Any], Any]) -> None:
         """Begin alike on every rank; ``broadcast`` gives what the first one has."""
@@ -220,28 +242,10 @@ def _cast(values: Any, dtype: torch.dtype | None) -> Any:
     return pytree.tree_map_only(Tensor, cast, values)
 
 
-def _no_gradients(network: nn.Module) -> AbstractContextManager[Any]:
-    """Inference mode, but for networks that are rebuilt or sharded around a call."""
-    plain = all(not isinstance(parameter, DTensor) for parameter in network.parameters())
-    return torch.inference_mode() if plain else torch.no_grad()
+def is_spread(network: nn.Module) -> bool:
+    """Whether a network lies in parts on several processes, gathered for the moment or not."""
+    return bool(sharding_modules(network)) or any(map(is_sharded, network.parameters()))
 
 
 def _outside(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_inference() else tensor.detach()
-
-
-def average_(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """One step of an exponential moving average: ``average = decay * average + (1 - decay) * network``.
-
-    Tarvainen & Valpola 2017 (arXiv 1703.01780), section 2; buffers are copied.
-
-    Args:
-        average: changed in place.
-        network: of the same class.
-        decay: in [0, 1).
-    """
-    with torch.no_grad():
-        for weight, new in zip(average.parameters(), network.parameters(), strict=True):
-            weight.lerp_(new.to(weight.dtype), 1.0 - decay)
-        for buffer, latest in zip(average.buffers(), network.buffers(), strict=True):
-            buffer.copy_(latest)

@@ -16,6 +16,8 @@ from lightning_compress.distillation.losses.arguments import Pairs, feature_pair
 class RelationLoss(DistillationLoss):
     """Compares samples with each other, in the logits or in features; widths may differ, nothing is learned.
 
+    On several processes those of the rank's share of a batch.
+
     Args:
         pairs: features, as for :class:`~lightning_compress.distillation.losses.Hint`; ``None`` for the logits.
         weight: factor of the term.
