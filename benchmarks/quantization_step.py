@@ -69,7 +69,8 @@ def stepper(name: str, model: Any, batch: dict[str, torch.Tensor]) -> Callable[[
 def prepare(name: str, model: Any, batch: dict[str, torch.Tensor]) -> Callable[[], None]:
     """Quantize a model in place; what must happen after each of its steps."""
     if name == "ours":
-        ours = Quantization(model, select(model), W8A8, overrides={}, attention=False, fold_batchnorm=True)
+        parts = {"attention": False, "fold_batchnorm": True, "residual_sums": False}
+        ours = Quantization(model, select(model), W8A8, overrides={}, **parts)
         ours.watch_()
         model(**batch)
         ours.activate_(lambda tensor: tensor)

@@ -24,6 +24,7 @@ from lightning_compress.quantization import Quantization, Settings
 from lightning_compress.quantization.attention import attention_modules
 from lightning_compress.quantization.settings import Granularity, Method, Scheme, WeightFormat
 
+_ADDED_BITS = 8  # of the integers that runtimes add
 _REFRESH_EVERY = 20  # optimizer steps after which percentile and MSE look at the weights again
 
 
@@ -69,6 +70,9 @@ class QuantizationAwareTraining(CompressionCallback):
         fold_batchnorm: train convolutions with the batch normalization behind them folded in, as they will be exported.
         attention: quantize the inputs of both matrix products inside the attention of Hugging Face models too: faster
             in ONNX Runtime, slower in training, and more sensitive to the order in which a runtime sums.
+        residual_sums: quantize what the residual sums of a convolutional network add too, so that OpenVINO and ONNX
+            Runtime add in integers; where modules give it, such as ``nn.ReLU`` (``F.relu`` is none). ``"auto"`` does so
+            with ``activation_bits=8``: runtimes add no fewer bits.
         power_of_two: scales are powers of two (fixed point).
         include: which weights to quantize: globs over parameter names, or ``re:`` and a regular expression. By default
             all of linear, convolutional, recurrent and attention layers but the last layer; embeddings on request.
@@ -102,6 +106,7 @@ class QuantizationAwareTraining(CompressionCallback):
         freeze_ranges: int | float = 0.8,
         fold_batchnorm: bool = True,
         attention: bool = False,
+        residual_sums: bool | Literal["auto"] = "auto",
         power_of_two: bool = False,
         include: str | Sequence[str] | None = None,
         exclude: str | Sequence[str] | None = None,
@@ -117,6 +122,7 @@ class QuantizationAwareTraining(CompressionCallback):
         self.freeze_ranges = freeze_ranges
         self.fold_batchnorm = fold_batchnorm
         self.attention = attention
+        self.residual_sums = residual_sums
         self.power_of_two = power_of_two
         self.include = include
         self.exclude = exclude
@@ -133,8 +139,15 @@ class QuantizationAwareTraining(CompressionCallback):
         for argument, switch in {"fold_batchnorm": fold_batchnorm, "attention": attention}.items():
             if not isinstance(switch, bool):
                 raise ConfigurationError(f"QuantizationAwareTraining({argument}={switch!r}): expected True or False.")
-        if attention and activation_bits is None:
-            raise ConfigurationError("attention=True quantizes inputs, and activation_bits=None leaves them: drop one.")
+        if not isinstance(residual_sums, bool) and residual_sums != "auto":
+            raise ConfigurationError(
+                f"QuantizationAwareTraining(residual_sums={residual_sums!r}): expected True, False or 'auto'."
+            )
+        for argument, asked in {"attention": attention, "residual_sums": residual_sums is True}.items():
+            if asked and activation_bits is None:
+                raise ConfigurationError(
+                    f"{argument}=True quantizes inputs, and activation_bits=None leaves them: drop one."
+                )
         for argument, patterns in {"include": include, "exclude": exclude}.items():
             as_patterns([] if patterns is None else patterns, argument)
         if overrides is not None and not (
@@ -191,6 +204,7 @@ class QuantizationAwareTraining(CompressionCallback):
             overrides=self.overrides or {},
             attention=self.attention,
             fold_batchnorm=self.fold_batchnorm,
+            residual_sums=self.activation_bits == _ADDED_BITS if self.residual_sums == "auto" else self.residual_sums,
         )
         left_out = {path: why for path, why in skipped_layers(model).items() if "request" not in why}
         if self.include is None and left_out:
@@ -262,6 +276,8 @@ class QuantizationAwareTraining(CompressionCallback):
         """Let go of the optimizer of learned ranges."""
         super().end_fit()
         self._ranges = None
+        if self._quantization is not None:
+            self._quantization.stop_watching_()
 
     def summary(self) -> tuple[str, bool]:
         """What is quantized, and what was never seen."""
@@ -274,10 +290,15 @@ class QuantizationAwareTraining(CompressionCallback):
         sentence = f"{len(self.targets)} weights quantized to {self.weight_bits} bits, {inputs}."
         if quantization.phase != "frozen":
             return f"{sentence} The run ended before the ranges were frozen.", False
+        if quantization.outputs:
+            sentence += f" {len(quantization.outputs)} of these are of residual sums."
         unseen = quantization.unseen()
         if unseen:
             sentence += f" But no input of {unseen[0]} and {len(unseen) - 1} more was ever seen: they stay as they are."
-        return sentence, not unseen
+        in_vain = self.residual_sums is True and not quantization.outputs
+        if in_vain:
+            sentence += " But residual_sums=True found no sum of what modules give; nn.ReLU() gives what F.relu hides."
+        return sentence, not (unseen or in_vain)
 
     def in_words(self) -> str:
         """In how many bits the model computes."""

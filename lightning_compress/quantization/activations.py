@@ -163,12 +163,12 @@ class LearnedRange(ActivationQuantizer):
 
     @torch.no_grad()
     @override
-    def _watch(self, tensor: Tensor) -> None:
+    def watch_(self, tensor: Tensor) -> None:
         if self.has_range:  # training has it now; what is left is to notice NaN
             self.observer = ACTIVATION_OBSERVERS["minmax"]
-            super()._watch(tensor)
+            super().watch_(tensor)
             return
-        super()._watch(tensor)
+        super().watch_(tensor)
         features = tensor.numel() // len(tensor) if tensor.dim() else 1
         self.batch[2] = torch.maximum(self.batch[2], tensor.abs().mean(dtype=torch.float32))
         self.batch[3] = self.batch[3].clamp(min=float(features))

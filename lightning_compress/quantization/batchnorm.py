@@ -67,7 +67,7 @@ class PairFinder:
     def _left(self, module: nn.Module, args: Any, output: Tensor) -> None:
         if module in self._names:
             self._runs[self._names[module]] += 1
-            self._outputs[id(output)] = (module, output, _version(output))
+            self._outputs[id(output)] = (module, output, version_of(output))
 
     @untraced
     def _entered(self, module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -75,11 +75,11 @@ class PairFinder:
             return
         self._runs[self._names[module]] += 1
         convolution, output, version = self._outputs.pop(id(args[0]), (None, None, 0))
-        if convolution is not None and output is args[0] and _version(output) == version:
+        if convolution is not None and output is args[0] and version_of(output) == version:
             self._pairs[self._names[convolution], self._names[module]] += 1
 
 
-def _version(tensor: Tensor) -> int:
+def version_of(tensor: Tensor) -> int:
     """How often it was changed in place, where that is counted."""
     return 0 if tensor.is_inference() else tensor._version  # noqa: SLF001 (the documented way to notice a change)
 

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 from typing_extensions import override
 
 from lightning_compress.core import TargetError
+from lightning_compress.core.precision import Simulator
 from lightning_compress.core.targets import is_transformers_conv1d
 from lightning_compress.quantization.activations import ActivationQuantizer
 from lightning_compress.quantization.batchnorm import evaluated_weight, folded_forward, is_folded
@@ -54,7 +55,7 @@ class QuantizedLayer(nn.Module):
     def rounded_input_bits(self) -> float | None:
         """Bits of its input; ``None`` while that is not quantized."""
         quantizer = child(self, INPUT)
-        return quantizer.simulated_bits() if isinstance(quantizer, ActivationQuantizer) else None
+        return quantizer.simulated_bits() if isinstance(quantizer, Simulator) else None
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         # The subclass has no name in any module by which it could be found again.

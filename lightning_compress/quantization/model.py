@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from lightning_compress.core import CheckpointError, ConfigurationError, Target, TargetError
-from lightning_compress.core.targets import COMPILED, matches_any
+from lightning_compress.core import CheckpointError, Target
+from lightning_compress.core.precision import plain_name
+from lightning_compress.core.targets import COMPILED
 from lightning_compress.quantization.activations import (
     ActivationQuantizer,
     LearnedBound,
     activation_quantizer,
     merge,
 )
+from lightning_compress.quantization.attaching import attach_target_, settings_of
 from lightning_compress.quantization.attention import (
     attach_to_attention_,
     attention_modules,
@@ -23,12 +27,15 @@ from lightning_compress.quantization.attention import (
 )
 from lightning_compress.quantization.batchnorm import PairFinder, evaluated_weight, fold_, freeze_statistics_, unfold_
 from lightning_compress.quantization.fused import close_fused_, open_fused_
-from lightning_compress.quantization.layers import QuantizedLayer, attach_, quantizer_name, refuse_unsupported, restore_
+from lightning_compress.quantization.layers import INPUT, QuantizedLayer, quantizer_name, restore_
+from lightning_compress.quantization.outputs import OUTPUT, attach_to_outputs_, strip_outputs_, sum_quantizer
 from lightning_compress.quantization.settings import Settings
 from lightning_compress.quantization.stored import refuse_not_finite
-from lightning_compress.quantization.weights import WeightQuantizer, weight_quantizer
+from lightning_compress.quantization.sums import SumFinder, agreed
+from lightning_compress.quantization.weights import WeightQuantizer
 
 _PHASES = ("waiting", "watching", "active", "frozen")
+_log = logging.getLogger(__name__)
 
 
 class Quantization:
@@ -50,6 +57,7 @@ class Quantization:
         overrides: other values of some settings, by pattern of names; the first pattern that matches counts.
         attention: whether to quantize the inputs of the matrix products inside attention.
         fold_batchnorm: whether to fold batch normalization into the convolutions before it.
+        residual_sums: whether to quantize what the residual sums of convolutional networks add.
 
     Raises:
         TargetError: a layer that cannot be quantized, or an override that matches none.
@@ -65,6 +73,7 @@ class Quantization:
         overrides: Mapping[str, Mapping[str, Any]],
         attention: bool,
         fold_batchnorm: bool,
+        residual_sums: bool,
     ) -> None:
         self.targets = list(targets)
         strip_(model)
@@ -73,16 +82,26 @@ class Quantization:
         self._fold_batchnorm = fold_batchnorm
         self._pairs: dict[str, str] = {}
         self._finder: PairFinder | None = None
+        self._settings = settings
+        self._residual_sums = residual_sums and settings.activation_bits is not None
+        self._readers: dict[str, str] = {}
+        self._sum_finder: SumFinder | None = None
         self._steps = 0  # since the weights' kept ranges were looked at
-        for target, own in zip(targets, _settings_of(targets, settings, overrides), strict=True):
-            _attach(model, target, own)
+        self._settings_of = dict(zip(targets, settings_of(targets, settings, overrides), strict=True))
+        for target, own in self._settings_of.items():
+            attach_target_(model, target, own)
         if attention and settings.activation_bits is not None:
             for name, module in attention_modules(model).items():
                 attach_to_attention_(module, name, settings)
         open_fused_(model)
-        self._quantizers = dict(quantizers_of(model))
-        self.inputs = [entry for entry in self._quantizers.values() if isinstance(entry, ActivationQuantizer)]
+        self._take_stock()
         self.weights = [(target, getattr(target.module, quantizer_name(target.attribute))) for target in self.targets]
+
+    @property
+    def outputs(self) -> list[str]:
+        """Names of the modules whose output is quantized, since a residual sum adds it."""
+        suffix = f".{OUTPUT}"
+        return [name.removesuffix(suffix) for name in self._quantizers if name.endswith(suffix)]
 
     @property
     def learned(self) -> list[Tensor]:
@@ -102,9 +121,13 @@ class Quantization:
 
     def watch_(self) -> None:
         """Watch the next batches without quantizing anything."""
+        self.stop_watching_()
         self.phase = "watching"
         if self._fold_batchnorm:
             self._finder = PairFinder(self.model)
+        if self._residual_sums:
+            alike = [own for own, chosen in self._settings_of.items() if chosen.quantizes_inputs_like(self._settings)]
+            self._sum_finder = SumFinder(self._modules(), self._settings, {target.module for target in alike})
         for quantizer in self.inputs:
             quantizer.watching = True
 
@@ -115,20 +138,20 @@ class Quantization:
             CompressionError: a weight holds NaN or infinity.
         """
         self._refuse_not_finite()
-        self._stop_finding()
+        self._stop_finding(reduce_max)
         self._switch_on()
-        self._refresh()
+        self._refresh(reduce_max)
         merge(self.inputs, reduce_max)
 
     def advance_(self, reduce_max: Callable[[Tensor], Tensor], *, refresh_every: int) -> None:
         """Take what was watched since the last call into the ranges."""
-        self._stop_finding()
+        self._stop_finding(reduce_max)
         merge(self.inputs, reduce_max)
         if self.phase == "watching":
             return
         self._steps += 1
         if self._steps >= refresh_every:
-            self._refresh()
+            self._refresh(reduce_max)
 
     def freeze_(self) -> None:
         """Ranges of activations, and the statistics of folded batch normalization, stay from now on.
@@ -173,7 +196,8 @@ class Quantization:
             name: {kept: tensor.detach().clone() for kept, tensor in quantizer.held().items()} | quantizer.plain_state()
             for name, quantizer in self._quantizers.items()
         }
-        return {"phase": self.phase, "pairs": dict(self._pairs), "steps": self._steps, "quantizers": quantizers}
+        found = {"pairs": dict(self._pairs), "outputs": self.outputs, "readers": dict(self._readers)}
+        return {"phase": self.phase, **found, "steps": self._steps, "quantizers": quantizers}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a checkpoint whose weights are in the model already.
@@ -184,6 +208,7 @@ class Quantization:
         """
         if state["phase"] not in _PHASES:
             raise CheckpointError(f"the checkpoint's phase {state['phase']!r} is none of {', '.join(_PHASES)}.")
+        self._attach_saved(list(state["outputs"]), dict(state["readers"]))
         quantizers, saved = self._quantizers, state["quantizers"]
         if set(saved) != set(quantizers):
             raise CheckpointError(
@@ -200,9 +225,57 @@ class Quantization:
             if state["phase"] == "frozen":
                 self.freeze_()
 
-    def _stop_finding(self) -> None:
+    def stop_watching_(self) -> None:
+        """The run ends: no batch is looked at any more; before :meth:`activate_` nothing was quantized."""
+        for finder in (self._finder, self._sum_finder):
+            if finder is not None:
+                finder.stop()
+        self._finder = self._sum_finder = None
+
+    def _stop_finding(self, reduce_max: Callable[[Tensor], Tensor]) -> None:
         if self._finder is not None:
             self._pairs, self._finder = self._finder.stop(), None
+        if self._sum_finder is not None:
+            modules = self._modules()
+            device = next(self.model.parameters()).device
+            sums = agreed(self._sum_finder.stop(), list(modules), reduce_max, device)
+            self._sum_finder = None
+            self._attach_to_outputs(modules, sums.quantizers, sums.readers)
+            if sums.left:
+                _log.info("%d residual sums stay as they are: no module of their own gives what they add.", sums.left)
+
+    def _attach_saved(self, outputs: Sequence[str], readers: Mapping[str, str]) -> None:
+        if outputs == self.outputs and readers == self._readers:
+            return
+        modules = self._modules()
+        missing = [name for name in (*outputs, *readers) if name not in modules]
+        if missing or set(readers.values()) - set(outputs):
+            raise CheckpointError(f"the checkpoint quantized the output of other modules ({', '.join(missing[:3])}).")
+        strip_outputs_(self.model)
+        own = {target.module: (target.name, settings) for target, settings in self._settings_of.items()}
+        for name in self._readers:
+            modules[name].add_module(INPUT, activation_quantizer(*own[modules[name]]))
+        quantizers = {name: sum_quantizer(name, self._settings) for name in outputs}
+        self._attach_to_outputs(modules, quantizers, readers)
+
+    def _attach_to_outputs(
+        self,
+        modules: Mapping[str, nn.Module],
+        quantizers: Mapping[str, ActivationQuantizer],
+        readers: Mapping[str, str],
+    ) -> None:
+        for quantizer in quantizers.values():
+            quantizer.watching, quantizer.training = True, self.inputs[0].training
+        attach_to_outputs_(modules, quantizers, readers)
+        self._readers = dict(readers)
+        self._take_stock()
+
+    def _take_stock(self) -> None:
+        self._quantizers = dict(quantizers_of(self.model))
+        self.inputs = [entry for entry in self._quantizers.values() if isinstance(entry, ActivationQuantizer)]
+
+    def _modules(self) -> dict[str, nn.Module]:
+        return {plain_name(name): module for name, module in self.model.named_modules()}
 
     def _switch_on(self) -> None:
         self.phase = "active"
@@ -212,15 +285,22 @@ class Quantization:
             if isinstance(quantizer, ActivationQuantizer):
                 quantizer.watching = True
 
-    def _refresh(self) -> None:
+    @torch.no_grad()
+    def _refresh(self, reduce_max: Callable[[Tensor], Tensor]) -> None:
         self._steps = 0
         for target, quantizer in self.weights:
             weight, _ = evaluated_weight(target.module) if target.attribute == "weight" else (target.parameter, None)
             quantizer.refresh_(weight)
+        found = [tensor for _, quantizer in self.weights for tensor in quantizer.held().values()]
+        if self._pairs and found:  # each rank folds running statistics of its own
+            together = reduce_max(torch.cat([tensor.detach().flatten() for tensor in found]))
+            for tensor, agreed_on in zip(found, together.split([tensor.numel() for tensor in found]), strict=True):
+                tensor.copy_(agreed_on.view_as(tensor))
 
 
 def strip_(model: nn.Module) -> None:
     """Take all quantizers off a model; its weights stay as they are."""
+    strip_outputs_(model)
     for module in list(model.modules()):
         unfold_(module)
         if isinstance(module, QuantizedLayer):
@@ -235,57 +315,6 @@ def quantizers_of(model: nn.Module) -> Iterator[tuple[str, WeightQuantizer | Act
     for name, module in model.named_modules():
         if isinstance(module, (WeightQuantizer, ActivationQuantizer)):
             yield name.replace(COMPILED, ""), module
-
-
-def _settings_of(
-    targets: Sequence[Target], settings: Settings, overrides: Mapping[str, Mapping[str, Any]]
-) -> list[Settings]:
-    used = set()
-    chosen = []
-    for target in targets:
-        pattern = next((pattern for pattern in overrides if matches_any(target, pattern)), None)
-        used.add(pattern)
-        chosen.append(settings if pattern is None else settings.override(overrides[pattern]))
-    for pattern in overrides:
-        if pattern not in used:
-            raise TargetError(
-                f"overrides={{{pattern!r}: ...}} matches none of the {len(targets)} quantized parameters "
-                f"({targets[0].name}, ...) that no earlier pattern matches."
-            )
-    return chosen
-
-
-def _attach(model: nn.Module, target: Target, settings: Settings) -> None:
-    refuse_unsupported(target.module, target.name)
-    if isinstance(target.module, nn.Embedding) and target.module.max_norm is not None:
-        raise TargetError(f"{target.name} is renormed at each use (max_norm=); add exclude={target.name!r}.")
-    inputs = None
-    if not isinstance(target.module, nn.Embedding) and not _is_read_by_parent(model, target):
-        inputs = activation_quantizer(target.name, settings)
-    if target.parameter.dim() < 2:  # noqa: PLR2004 (a vector has no rows)
-        raise ConfigurationError(f"{target.name} is a vector, which is not quantized; add exclude={target.name!r}.")
-    quantizer = weight_quantizer(target, settings)
-    attach_(target.module, target.attribute, quantizer, inputs)
-    # There is one weight to store, so whatever else is tied to it must compute with the same numbers.
-    for reader, attribute in _other_readers(model, target):
-        refuse_unsupported(reader, target.name)
-        attach_(reader, attribute, quantizer, None)
-
-
-def _other_readers(model: nn.Module, target: Target) -> Iterator[tuple[nn.Module, str]]:
-    for module in model.modules():
-        for attribute, parameter in module.named_parameters(recurse=False):
-            if parameter is target.parameter and module is not target.module:
-                yield module, attribute
-
-
-def _is_read_by_parent(model: nn.Module, target: Target) -> bool:
-    """Whether an attention layer reads the weight of its output projection itself; then it must quantize it too."""
-    for module in model.modules():
-        if isinstance(module, nn.MultiheadAttention) and module.out_proj is target.module:
-            attach_(module, None, None, None)
-            return True
-    return False
 
 
 def _load(name: str, quantizer: WeightQuantizer | ActivationQuantizer, saved: Mapping[str, Any]) -> None:

@@ -37,7 +37,7 @@ def remove(model: Model) -> Model:
         ...                     activation_scheme="asymmetric", method="minmax", power_of_two=False)
         >>> model = nn.Sequential(nn.Linear(64, 8))
         >>> quantized = Quantization(model, select(model, include="*"), settings, overrides={}, attention=False,
-        ...                          fold_batchnorm=False)
+        ...                          fold_batchnorm=False, residual_sums=False)
         >>> quantized.activate_(lambda tensor: tensor)
         >>> plain = remove(model)
         >>> type(plain[0]).__name__, len(plain[0].weight[0].unique())

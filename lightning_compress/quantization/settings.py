@@ -66,6 +66,11 @@ class Settings:
         """Whether some range is trained."""
         return self.method in ("lsq", "lsq+", "pact")
 
+    def quantizes_inputs_like(self, other: Settings) -> bool:
+        """Whether the inputs of a layer get the same kind of quantizer."""
+        names = ("activation_bits", "activation_scheme", "method", "power_of_two")
+        return all(getattr(self, name) == getattr(other, name) for name in names)
+
     def override(self, changes: Mapping[str, Any]) -> Settings:
         """The same but for some values.
 

@@ -56,7 +56,7 @@ class ActivationQuantizer(HoldsTensors):
         if not tensor.is_floating_point():
             return tensor
         if self.watching and self.training and tensor.numel():
-            self._watch(tensor.detach())
+            self.watch_(tensor.detach())
         return self.quantize(tensor) if self.active and self.has_range else tensor
 
     def simulated_bits(self) -> float | None:
@@ -99,7 +99,8 @@ class ActivationQuantizer(HoldsTensors):
             )
 
     @torch.no_grad()
-    def _watch(self, tensor: Tensor) -> None:
+    def watch_(self, tensor: Tensor) -> None:
+        """Take a tensor, not empty and without a gradient, into what is kept for the next :func:`merge`."""
         low, high = self.observer(tensor, self.grid)
         self.batch[0] = torch.minimum(self.batch[0], low)
         self.batch[1] = torch.maximum(self.batch[1], high)

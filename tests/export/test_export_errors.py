@@ -130,7 +130,9 @@ def test_no_model(tmp_path):
 def test_before_anything_was_observed(bits, message, tmp_path):
     model = mlp()
     settings = Settings(**DEFAULTS | {"activation_bits": bits})
-    Quantization(model, select(model), settings, overrides={}, attention=False, fold_batchnorm=False)
+    Quantization(
+        model, select(model), settings, overrides={}, attention=False, fold_batchnorm=False, residual_sums=False
+    )
     with pytest.raises(CompressionError, match=message):
         export(model, tmp_path / "model.onnx", VECTORS)
     assert not list(tmp_path.iterdir())

@@ -21,7 +21,9 @@ def alone(tensor):
     return tensor
 
 
-def quantized(model, batch, *, include=None, attention=True, overrides=None, fold_batchnorm=True, **settings):
+def quantized(
+    model, batch, *, include=None, attention=True, overrides=None, fold_batchnorm=True, residual_sums=False, **settings
+):
     """A model that quantizes, after one training batch was watched; ``batch`` is what the model is called with."""
     quantization = Quantization(
         model,
@@ -30,6 +32,7 @@ def quantized(model, batch, *, include=None, attention=True, overrides=None, fol
         overrides=overrides or {},
         attention=attention,
         fold_batchnorm=fold_batchnorm,
+        residual_sums=residual_sums,
     )
     model.train()
     quantization.watch_()

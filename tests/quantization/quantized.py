@@ -36,12 +36,20 @@ WAYS = {
 }
 
 
-def quantize_(model, *batch, include=None, attention=False, fold_batchnorm=True, steps=2, **settings):
+def quantize_(
+    model, *batch, include=None, attention=False, fold_batchnorm=True, residual_sums=True, steps=2, **settings
+):
     """Watch a batch, quantize, watch some more, freeze; the model ends in evaluation."""
     targets = select(model, include=include, recurrent=True)
     wanted = Settings(**DEFAULTS | settings)
     quantization = Quantization(
-        model, targets, wanted, overrides={}, attention=attention, fold_batchnorm=fold_batchnorm
+        model,
+        targets,
+        wanted,
+        overrides={},
+        attention=attention,
+        fold_batchnorm=fold_batchnorm,
+        residual_sums=residual_sums,
     )
     model.train()
     quantization.watch_()

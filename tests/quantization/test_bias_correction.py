@@ -32,7 +32,13 @@ def corrected(model, data, *, include="*.weight", **settings):
     model = copy.deepcopy(model).eval()
     wanted = Settings(**DEFAULTS | {"weight_bits": 2, "activation_bits": None} | settings)
     quantization = Quantization(
-        model, select(model, include=include), wanted, overrides={}, attention=False, fold_batchnorm=True
+        model,
+        select(model, include=include),
+        wanted,
+        overrides={},
+        attention=False,
+        fold_batchnorm=True,
+        residual_sums=False,
     )
     means = InputMeans(model)
     quantization.watch_()

@@ -76,6 +76,8 @@ def test_names_of_buffers_in_four_bits():
 def test_a_weight_that_is_not_quantized_yet_is_refused():
     model = mlp()
     settings = Settings(**DEFAULTS | {"activation_bits": None})
-    Quantization(model, select(model), settings, overrides={}, attention=False, fold_batchnorm=False)
+    Quantization(
+        model, select(model), settings, overrides={}, attention=False, fold_batchnorm=False, residual_sums=False
+    )
     with pytest.raises(CompressionError, match=r"0.weight is not quantized yet"):
         exportable(model)
