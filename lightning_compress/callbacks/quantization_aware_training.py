@@ -18,6 +18,7 @@ from lightning_compress.callbacks.companion import CompanionOptimizer
 from lightning_compress.callbacks.compression import CompressionCallback
 from lightning_compress.callbacks.order import Stage
 from lightning_compress.callbacks.state import refuse_damage
+from lightning_compress.callbacks.strategies import refuse_flat_parameters
 from lightning_compress.core import CheckpointError, CompressionError, ConfigurationError, Target
 from lightning_compress.core.targets import as_patterns, is_sharded, select, skipped_layers
 from lightning_compress.quantization import Quantization, Settings
@@ -25,6 +26,7 @@ from lightning_compress.quantization.attention import attention_modules
 from lightning_compress.quantization.settings import Granularity, Method, Scheme, WeightFormat
 
 _ADDED_BITS = 8  # of the integers that runtimes add
+_WHOLE = "Trainer(strategy='ddp')"  # where each process has all parameters
 _REFRESH_EVERY = 20  # optimizer steps after which percentile and MSE look at the weights again
 
 
@@ -182,6 +184,8 @@ class QuantizationAwareTraining(CompressionCallback):
                 "Trainer(callbacks=[...]) has two QuantizationAwareTraining: give one of them, and what differs by "
                 "layer as overrides={'*.layer.0.*': {'weight_bits': 4}}."
             )
+        if stage == "fit":
+            refuse_flat_parameters(trainer.strategy, "QuantizationAwareTraining", instead=_WHOLE)
         super().setup(trainer, pl_module, stage)
 
     def prepare(self, model: nn.Module) -> None:
@@ -190,8 +194,7 @@ class QuantizationAwareTraining(CompressionCallback):
         sharded = [target.name for target in targets if is_sharded(target.parameter)]
         if sharded:
             raise ConfigurationError(
-                f"QuantizationAwareTraining does not work on sharded parameters ({sharded[0]}, ...); use "
-                "Trainer(strategy='ddp')."
+                f"QuantizationAwareTraining does not work on sharded parameters ({sharded[0]}, ...); use {_WHOLE}."
             )
         if self.attention and not attention_modules(model):
             raise ConfigurationError(

@@ -10,12 +10,16 @@ from lightning_compress.callbacks.order import find_callback
 from lightning_compress.core import ConfigurationError
 
 
-def refuse_flat_parameters(strategy: Any, name: str) -> None:
+_SHARDED = "Trainer(strategy=ModelParallelStrategy(...)) and fully_shard in configure_model, or strategy='ddp'"
+
+
+def refuse_flat_parameters(strategy: Any, name: str, *, instead: str = _SHARDED) -> None:
     """Refuse strategies that flatten parameters, or keep them elsewhere: rows and columns cannot be told there.
 
     Args:
         strategy: the trainer's.
         name: the callback's.
+        instead: what to use.
 
     Raises:
         ConfigurationError: names the strategy, the callback and the alternative.
@@ -26,10 +30,7 @@ def refuse_flat_parameters(strategy: Any, name: str) -> None:
         refused = "DeepSpeedStrategy(stage=3), which keeps the parameters elsewhere"
     else:
         return
-    raise ConfigurationError(
-        f"{name} does not work under {refused}; use Trainer(strategy=ModelParallelStrategy(...)) and fully_shard in "
-        "configure_model, or strategy='ddp'."
-    )
+    raise ConfigurationError(f"{name} does not work under {refused}; use {instead}.")
 
 
 def refuse_averages_of_parts(trainer: pl.Trainer, name: str) -> None:
