@@ -9,7 +9,6 @@ import pytorch_lightning as pl
 from lightning_compress.callbacks.order import find_callback
 from lightning_compress.core import ConfigurationError
 
-
 _SHARDED = "Trainer(strategy=ModelParallelStrategy(...)) and fully_shard in configure_model, or strategy='ddp'"
 
 
