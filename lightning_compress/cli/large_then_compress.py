@@ -17,6 +17,7 @@ from lightning_compress.core import ConfigurationError
 from lightning_compress.export.failures import needed
 from lightning_compress.recipes.large_then_compress import train_large_then_compress
 from lightning_compress.recipes.results import Result
+from lightning_compress.recipes.run_folder import is_first_process
 from lightning_compress.recipes.sizes import transformer_sizes
 from lightning_compress.report.numbers import scaled
 from lightning_compress.report.plain import to_plain
@@ -58,7 +59,9 @@ def run(given: Any) -> int:
         result = train_large_then_compress(
             **arguments, executor=executor, dry_run=given.dry_run, progress=not given.json
         )
-    if given.json:
+    if not is_first_process():  # of a Trainer with several: each runs this command
+        pass
+    elif given.json:
         show_json(to_plain(result))
     else:
         show(_plan(result) if given.dry_run else _found(result))

@@ -7,6 +7,7 @@ from lightning_compress.recipes.compressions import Prune, Quantize
 from lightning_compress.recipes.large_then_compress import train_large_then_compress
 from lightning_compress.recipes.page import plot, read_result
 from lightning_compress.recipes.results import Claim, Error, Moment, Point, Result, Training
+from lightning_compress.recipes.run_image import plot_training
 from lightning_compress.recipes.sensitivity import sensitivity
 from lightning_compress.recipes.sensitivity_points import Sensitivity, SensitivityPoint
 from lightning_compress.recipes.sizes import transformer_sizes
@@ -29,6 +30,7 @@ __all__ = [
     "SensitivityPoint",
     "Training",
     "plot",
+    "plot_training",
     "read_result",
     "search_budget",
     "sensitivity",

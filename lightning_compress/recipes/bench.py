@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import logging
+import math
 import os
-from collections.abc import Iterator, Sequence
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.utilities.seed import isolate_rng
 
 from lightning_compress.callbacks.attached import AttachedCallback
 from lightning_compress.callbacks.order import Stage
-from lightning_compress.core import ConfigurationError
+from lightning_compress.core import CompressionError, ConfigurationError
+from lightning_compress.recipes.examples import Counter, alike, of_a_share
 from lightning_compress.recipes.steps import Step
+from lightning_compress.recipes.trainers import quiet, refuse_interrupted, trainer_of
 
-_QUIET = {
-    "logger": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "num_sanity_val_steps": 0,
-}
-OURS = ("max_epochs", "max_steps", "max_time", "min_epochs", "min_steps", "fast_dev_run", "enable_checkpointing")
+_ALONE = threading.RLock()  # random numbers are a process's: threads of one take turns
 
 
 @dataclass
@@ -58,10 +55,7 @@ class ModuleBench:
 
     def trainer(self, callbacks: Sequence[pl.Callback] = (), **options: Any) -> pl.Trainer:
         """A Trainer with the user's arguments, a copy of the user's callbacks, and some more of both."""
-        settings = {**_QUIET, "default_root_dir": str(self.folder), **self.trainer_kwargs, **options}
-        theirs = settings.pop("callbacks", None) or []
-        theirs = list(theirs) if isinstance(theirs, Sequence) else [theirs]
-        return pl.Trainer(callbacks=[*copy.deepcopy(theirs), *callbacks], enable_checkpointing=False, **settings)
+        return trainer_of(self.trainer_kwargs, self.folder, callbacks, **options)
 
     def train(self, callbacks: Sequence[pl.Callback], *, epochs: int, **options: Any) -> None:
         """Train for at most so many epochs; what earlier steps pruned stays so."""
@@ -73,76 +67,103 @@ class ModuleBench:
         theirs: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         self.lasting = [one for one in theirs if isinstance(one, AttachedCallback) and one.outlives_fit]
 
-    def validate(self) -> tuple[float, pl.Trainer]:
-        """The quality, and the Trainer that found it.
+    def validate(self) -> Validated:
+        """The quality.
 
         Raises:
-            ConfigurationError: validation logs no such metric.
+            ConfigurationError: validation logs no such metric, or another one in each process.
+            CompressionError: it is no finite number.
         """
-        trainer = self.trainer()
+        counter = Counter()
+        trainer = self.trainer([counter])
         trainer.validate(self.module, datamodule=self.data, verbose=False)
-        return monitored(trainer, self.monitor), trainer
+        quality = monitored(trainer, self.monitor)
+        if not math.isfinite(quality):
+            raise CompressionError(f"{self.monitor} is {quality}: the training diverged, or it is a mean of nothing.")
+        return Validated(quality, of_a_share(self.monitor, quality, counter.of(self.monitor, trainer)), trainer)
 
 
-def refuse_interrupted(trainer: pl.Trainer) -> None:
-    """Stop where Ctrl-C stopped a Trainer, which ends quietly.
+@dataclass(frozen=True)
+class Validated:
+    """A validation.
 
-    Raises:
-        KeyboardInterrupt: it was stopped so.
+    Attributes:
+        quality: the monitored metric.
+        examples: how many it is a share of; ``None`` where it is none, or that is not known.
+        trainer: which found it.
     """
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+
+    quality: float
+    examples: int | None
+    trainer: pl.Trainer
+
+
+def assembled(build: Callable[[Any], Any], size: Any) -> Any:
+    """What ``build`` makes, with the layers that it leaves to ``configure_model``."""
+    module = build(size)
+    if isinstance(module, pl.LightningModule):
+        module.configure_model()
+    return module
+
+
+def own_copy(data: pl.LightningDataModule) -> pl.LightningDataModule:
+    """A point's own data: what is drawn and counted there must not depend on the points before.
+
+    Args:
+        data: stays as it is; one that cannot be copied, an open file say, is what is returned.
+    """
+    trainer = getattr(data, "trainer", None)
+    try:
+        copied = copy.deepcopy(data, {id(trainer): trainer})
+    except Exception as error:
+        warnings.warn(
+            f"data={type(data).__name__} cannot be copied ({error}), so points share the random numbers that it keeps; "
+            "make what holds a file or a lock in setup.",
+            stacklevel=2,
+        )
+        return data
+    copied.trainer = None
+    return copied
 
 
 def monitored(trainer: pl.Trainer, monitor: str) -> float:
     """The metric that validation logged.
 
     Raises:
-        ConfigurationError: it logged no such metric.
+        ConfigurationError: it logged no such metric, or another one in each process.
     """
     if monitor not in trainer.callback_metrics:
         raise ConfigurationError(
             f"monitor={monitor!r} is nothing that validation logs; it logs "
             f"{', '.join(map(repr, trainer.callback_metrics)) or 'nothing'}."
         )
-    return float(trainer.callback_metrics[monitor])
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Lightning's word on devices and epochs, which a hundred Trainers would each say, is left to warnings."""
-    logger = logging.getLogger("pytorch_lightning")
-    before = logger.level
-    logger.setLevel(max(before, logging.WARNING))
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
+    value = float(trainer.callback_metrics[monitor])
+    if not alike(value, trainer):
+        raise ConfigurationError(
+            f"monitor={monitor!r} differs between the processes of the Trainer; log it with sync_dist=True."
+        )
+    return value
 
 
 @contextmanager
 def seeded(seed: int, name: str) -> Iterator[None]:
-    """Random numbers of a point's own; afterwards those of before go on.
+    """Random numbers of a point's own; afterwards those of before go on. Other threads wait for their turn.
 
     Args:
         seed: of the run.
         name: of the point.
     """
     names = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
-    before = {each: os.environ.get(each) for each in names}
     own = int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:4], "big")
-    try:
-        with quiet(), isolate_rng():
-            pl.seed_everything(own, workers=True, verbose=False)
-            yield
-    finally:
-        for each, value in before.items():
-            if value is None:
-                os.environ.pop(each, None)
-            else:
-                os.environ[each] = value
-
-
-def load_weights(module: torch.nn.Module, path: Path) -> None:
-    """Load a point's checkpoint, strictly."""
-    module.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
+    with _ALONE:
+        before = {each: os.environ.get(each) for each in names}
+        try:
+            with quiet(), isolate_rng():
+                pl.seed_everything(own, workers=True, verbose=False)
+                yield
+        finally:
+            for each, value in before.items():
+                if value is None:
+                    os.environ.pop(each, None)
+                else:
+                    os.environ[each] = value

@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import combinations
 
-from lightning_compress.recipes.front import Budget, best_point, finished
+from lightning_compress.recipes.chance import within_chance
+from lightning_compress.recipes.front import best_point, finished
 from lightning_compress.recipes.results import DENSE, Claim, Moment, Point, Training
 
 _LEVELS = 3
@@ -18,8 +19,9 @@ def judge_claims(
 ) -> tuple[Claim, ...]:
     """What a run says of the paper's claims.
 
-    Each claim is a number of comparisons between a smaller and a larger size. It holds if all of them favour the larger
-    one, and does not if at most half of them do; in between, and without any, the data cannot tell.
+    Each claim is a number of comparisons between a smaller and a larger size, by parameters. It holds if all of them
+    favour the larger one, and does not if at most half of them do; in between, and without any, the data cannot tell. A
+    difference of quality within chance favours neither: it may count for either side.
 
     Args:
         trainings: the smallest first.
@@ -71,15 +73,23 @@ def _convergence(trainings: Sequence[Training], unit: str, cost: Callable[[Momen
     if len(trainings) < 2 or not found:  # noqa: PLR2004 (two sizes to compare)
         return Claim(claim, None, "There are no two sizes whose loss came down to a common level.")
     found[-1] = max(found[-1], _hardest(trainings, loss))  # not a rounding error below what was reached
-    costs = [[reached(training.curve, loss, level, cost) for level in found] for training in trainings]
-    pairs = [(small[place], large[place]) for small, large in combinations(costs, 2) for place in range(len(found))]
-    told = ", ".join(f"{each[-1]:.4g} for {training.size!r}" for training, each in zip(trainings, costs, strict=True))
+    costs = {one.size: [reached(one.curve, loss, level, cost) for level in found] for one in trainings}
+    pairs = [pair for small, large in _pairs(trainings) for pair in zip(costs[small], costs[large], strict=True)]
+    told = ", ".join(f"{each[-1]:.4g} for {size!r}" for size, each in costs.items())
     because = f"{unit.capitalize()} to a {loss} of {found[-1]:.4g}: {told}"
     return _judged(claim, [large < small for small, large in pairs], because)
 
 
 def _hardest(trainings: Sequence[Training], loss: str) -> float:
-    return max(min(one.figures[loss] for one in training.curve if loss in one.figures) for training in trainings)
+    curves = [[one.figures[loss] for one in training.curve if loss in one.figures] for training in trainings]
+    return max(min(filter(math.isfinite, curve)) for curve in curves)
+
+
+def _pairs(trainings: Sequence[Training]) -> list[tuple[str, str]]:
+    """Names of a smaller and a larger size; two of as many parameters are no such pair."""
+    return [
+        (small.size, large.size) for small, large in combinations(trainings, 2) if small.parameters < large.parameters
+    ]
 
 
 def _large_compressed_wins(trainings: Sequence[Training], points: Sequence[Point], *, higher_is_better: bool) -> Claim:
@@ -89,18 +99,30 @@ def _large_compressed_wins(trainings: Sequence[Training], points: Sequence[Point
     order = [training.size for training in trainings if training.size in dense]
     if len(order) < 2 or len(dense) == len(known):  # noqa: PLR2004 (two sizes to compare)
         return Claim(claim, None, "There are no two sizes, or no compressed points.")
-    won, told = [], []
-    for place, size in enumerate(order[:-1]):
-        budget = Budget("bytes", float(dense[size].disk_bytes or 0), "")
-        best = best_point(known, budget, higher_is_better=higher_is_better) or dense[size]
-        won.append(
-            best.size in order[place + 1 :] and best.compression != DENSE and best.quality != dense[size].quality
-        )
-        told.append(
-            f"in {budget.most:,.0f} bytes {best.size!r} at {best.compression!r} has {best.quality:.4g}, "
-            f"{size!r} dense {dense[size].quality:.4g}"
-        )
-    return _judged(claim, won, _sentence("; ".join(told)))
+    contests = []
+    for size in order:
+        larger = {large for small, large in _pairs(trainings) if small == size and large in dense}
+        if larger:
+            within = [point for point in known if (point.disk_bytes or 0) <= (dense[size].disk_bytes or 0)]
+            won, told = _contest(within, larger, higher_is_better=higher_is_better)
+            contests.append((won, f"in {dense[size].disk_bytes:,} bytes {told}"))
+    if not contests:
+        return Claim(claim, None, "There are no two sizes.")
+    return _judged(claim, [won for won, _ in contests], _sentence("; ".join(told for _, told in contests)))
+
+
+def _contest(points: Sequence[Point], larger: set[str], *, higher_is_better: bool) -> tuple[bool | None, str]:
+    """Whether the best larger and compressed point is better than the best other one, ``None`` if by chance."""
+    ones = [point for point in points if point.size in larger and point.compression != DENSE]
+    others = [point for point in points if point not in ones]
+    one = best_point(ones, None, higher_is_better=higher_is_better)
+    other = best_point(others, None, higher_is_better=higher_is_better)
+    if one is None or other is None:
+        return one is not None, "there is no larger one"
+    told = ", ".join(f"{each.size!r} at {each.compression!r} has {each.quality:.4g}" for each in (one, other))
+    if within_chance(one, other):
+        return None, f"{told} (within chance)"
+    return one.quality != other.quality and (one.quality > other.quality) == higher_is_better, told
 
 
 def _errors_shrink(trainings: Sequence[Training], points: Sequence[Point], method: str) -> Claim:
@@ -113,7 +135,8 @@ def _errors_shrink(trainings: Sequence[Training], points: Sequence[Point], metho
     pairs = [
         (errors[small], errors[large])
         for errors in by_words.values()
-        for small, large in combinations([size for size in order if size in errors], 2)
+        for small, large in _pairs(trainings)
+        if small in errors and large in errors
     ]
     if not pairs:
         return Claim(claim, None, f"There is no {method} of two sizes alike.")
@@ -122,10 +145,13 @@ def _errors_shrink(trainings: Sequence[Training], points: Sequence[Point], metho
     return _judged(claim, [large < small for small, large in pairs], f"Mean squared, at {words!r}: {told}")
 
 
-def _judged(claim: str, favourable: Sequence[bool], because: str) -> Claim:
-    count, total = sum(favourable), len(favourable)
-    holds = True if count == total else False if 2 * count <= total else None
-    return Claim(claim, holds, f"{because}. {count} of {total} comparisons favour the larger.")
+def _judged(claim: str, favourable: Sequence[bool | None], because: str) -> Claim:
+    count, open_, total = favourable.count(True), favourable.count(None), len(favourable)
+    holds = None
+    if total:
+        holds = True if count == total else False if 2 * (count + open_) <= total else None
+    chance = f", {open_} may be chance" * bool(open_)
+    return Claim(claim, holds, f"{because}. {count} of {total} comparisons favour the larger{chance}.")
 
 
 def _sentence(text: str) -> str:

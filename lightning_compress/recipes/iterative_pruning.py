@@ -28,6 +28,10 @@ def rounds(sparsity: float, step: float) -> tuple[float, ...]:
     return (*way, sparsity)
 
 
+class _Recovered(pl.callbacks.EarlyStopping):
+    """An early stop whose state is told from that of a user's own."""
+
+
 def prune_iteratively(
     shares: tuple[float, ...],
     prune: Callable[[float], pl.Callback],
@@ -51,7 +55,7 @@ def prune_iteratively(
     enough = bench.reference - lost if bench.higher_is_better else bench.reference + lost
     for share in shares:
         # Patience without end: the threshold alone stops it.
-        recovered = pl.callbacks.EarlyStopping(
+        recovered = _Recovered(
             bench.monitor,
             mode="max" if bench.higher_is_better else "min",
             stopping_threshold=enough,

@@ -15,10 +15,11 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from lightning_compress.core import ConfigurationError
+from lightning_compress.core import CompressionError, ConfigurationError
 from lightning_compress.quantization import remove
 from lightning_compress.recipes.allowance import Allowance, TooSmallError
-from lightning_compress.recipes.bench import ModuleBench, load_weights, refuse_interrupted, seeded
+from lightning_compress.recipes.bench import ModuleBench, Validated, assembled, own_copy, seeded
+from lightning_compress.recipes.checkpoints import load_weights, refuse_damaged
 from lightning_compress.recipes.point_figures import (
     change,
     ideal_bytes,
@@ -42,6 +43,7 @@ from lightning_compress.recipes.run_folder import (
     write_record,
 )
 from lightning_compress.recipes.steps import Baked, Combination, in_words
+from lightning_compress.recipes.trainers import refuse_interrupted
 from lightning_compress.recipes.training_clock import TrainingClock, save
 
 
@@ -103,6 +105,7 @@ def pickled(job: Job) -> bytes:
         ConfigurationError: something in it cannot travel.
     """
     try:
+        job = replace(job, task=replace(job.task, data=own_copy(job.task.data)))  # without the Trainer of before
         blob: bytes = importlib.import_module("cloudpickle").dumps(job)
     except Exception as error:
         raise ConfigurationError(
@@ -127,15 +130,20 @@ def run(job: Job) -> Point:
     except TooSmallError:
         raise
     except Exception as error:  # whatever a user's code raises is told, and the others go on
-        point = failed(job, _reason(error))
+        point = failed(job, reason(error))
         (job.folder / FAILURE).write_text(traceback.format_exc(), encoding="utf-8")
     else:
         (job.folder / FAILURE).unlink(missing_ok=True)
     if is_first_process():
         write_record(job.folder / RESULT, point)
+    together()  # the next point reads these files in every process
+    return point if is_first_process() else read_point(job.folder) or point
+
+
+def together() -> None:
+    """Wait for the other processes of a Trainer, if there are any."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()  # the next point reads these files in every process
-    return point
+        torch.distributed.barrier()
 
 
 def failed(job: Job, reason: str) -> Point:
@@ -165,14 +173,17 @@ def _trained(job: Job) -> Point:
     clock = TrainingClock(task.allowance, job.name, going_on)
     steps = int(task.allowance.amount) if task.allowance.kind == "steps" else -1
     trainer = bench.trainer([clock], max_epochs=-1, max_steps=steps)
-    trainer.fit(bench.module, datamodule=task.data, ckpt_path=going_on if going_on.exists() else None)
+    refuse_damaged(going_on)
+    trainer.fit(bench.module, datamodule=bench.data, ckpt_path=going_on if going_on.exists() else None)
     refuse_interrupted(trainer)
+    if not trainer.global_step:
+        raise CompressionError("it made no optimizer step: are there batches to train on?")
     save(trainer, going_on)  # what comes now may fail, and then the training is not lost
-    quality, validated = bench.validate()
-    clock.note(trainer.global_step, validated)
+    found = bench.validate()
+    clock.note(trainer.global_step, found.trainer)
     parameters = sum(parameter.numel() for parameter in bench.module.parameters())
     training = Training(job.name, parameters, trainer.global_step, clock.seconds, clock.flops, tuple(clock.curve))
-    point = replace(failed(job, ""), quality=quality, ideal_bytes=ideal_bytes(bench.module, {}, {}), failure=None)
+    point = replace(_measured(job, found), ideal_bytes=ideal_bytes(bench.module, {}, {}))
     point = replace(point, disk_bytes=_write(job, bench, {}))
     if is_first_process():
         write_record(job.folder / TRAINING, training)
@@ -191,12 +202,15 @@ def _compressed(job: Job) -> Point:
     if step.epochs:  # rounding makes zeros too, but prunes nothing
         pruned = pruned_by_name(module, dense)
     ideal = ideal_bytes(module, pruned, baked, step.bits)
-    quality, _ = bench.validate()
+    found = bench.validate()
     earlier = read_point(job.before)
     errors = {} if earlier is None else dict(earlier.errors)
     errors[step.method] = rounding_error(module) if baked and step.epochs else _since(job.before, module)
-    point = replace(failed(job, ""), quality=quality, ideal_bytes=ideal, failure=None)
-    return replace(point, errors=errors, disk_bytes=_write(job, bench, baked))
+    return replace(_measured(job, found), ideal_bytes=ideal, errors=errors, disk_bytes=_write(job, bench, baked))
+
+
+def _measured(job: Job, found: Validated) -> Point:
+    return replace(failed(job, ""), quality=found.quality, examples=found.examples, failure=None)
 
 
 def _since(before: Path, module: pl.LightningModule) -> Error:
@@ -209,8 +223,8 @@ def _since(before: Path, module: pl.LightningModule) -> Error:
 def _bench(job: Job) -> ModuleBench:
     task = job.task
     return ModuleBench(
-        module=task.build(job.size),
-        data=task.data,
+        module=assembled(task.build, job.size),
+        data=own_copy(task.data),
         monitor=task.monitor,
         higher_is_better=task.higher_is_better,
         trainer_kwargs=dict(task.trainer_kwargs),
@@ -228,6 +242,7 @@ def _write(job: Job, bench: ModuleBench, baked: Baked) -> int | None:
     return write_weights(bench.module, baked, job.folder)
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """An error in a line."""
     first = str(error).strip().splitlines()
     return f"{type(error).__name__}: {first[0]}" if first else type(error).__name__

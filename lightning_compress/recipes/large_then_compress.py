@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -11,16 +12,28 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 from filelock import FileLock, Timeout
 
-from lightning_compress.core import ConfigurationError
+from lightning_compress.core import CompressionError, ConfigurationError
 from lightning_compress.recipes.allowance import parse_allowance
 from lightning_compress.recipes.jobs import Job, Task
 from lightning_compress.recipes.outcome import expected, reported, timed, trainings_of
 from lightning_compress.recipes.preview import Preview, preview
 from lightning_compress.recipes.recipe_arguments import check_running, check_task, read_limit
 from lightning_compress.recipes.results import DENSE, Point, Result
-from lightning_compress.recipes.run_folder import is_first_process, open_run, read_training, refuse_like_folders
+from lightning_compress.recipes.run_folder import (
+    BEST,
+    FRONT,
+    LOCK,
+    PAGE,
+    RESULTS,
+    RUN,
+    is_first_process,
+    open_run,
+    read_training,
+    refuse_like_folders,
+    usable,
+)
 from lightning_compress.recipes.runnable import LatencyRuntime
-from lightning_compress.recipes.sizes import check_sizes, described
+from lightning_compress.recipes.sizes import check_sizes, described, described_size
 from lightning_compress.recipes.steps import Compression, grid, in_words
 from lightning_compress.recipes.sweep import Key, Sweep, finished_points, jobs_of
 
@@ -59,7 +72,8 @@ def train_large_then_compress(
             is one of fine-tuning.
         sizes: whatever ``build`` takes: numbers, mappings, or configurations of
             :func:`~lightning_compress.recipes.transformer_sizes`. Their order does not matter.
-        data: what all of them learn from and are validated on.
+        data: what all of them learn from and are validated on; each point works on a copy of its own, so a large data
+            set is better loaded in ``setup``.
         monitor: the metric of validation that is their quality.
         mode: ``"max"`` if more of it is better, ``"min"`` if less is.
         allowance: what each size trains for: a number of optimizer steps, seconds of training (``"10 min"``; validation
@@ -70,8 +84,10 @@ def train_large_then_compress(
         out: the run's folder.
         budget: ``"12 MB"`` on disk, or ``"latency<8ms"`` of one example on one thread.
         executor: where points run: any of ``concurrent.futures``, or ``client.get_executor()`` of ``dask.distributed``,
-            whose workers must see ``out``. By default this process, one at a time.
-        trainer_kwargs: of every Trainer. Each gets a copy of the callbacks.
+            whose workers must see ``out``. By default this process, one at a time. Threads of one process share its
+            random numbers, so they take turns.
+        trainer_kwargs: of every Trainer. Each gets a copy of the callbacks. With ``strategy="ddp"`` all processes run
+            the same points, and the first one writes; that goes without ``executor``.
         measure_latency: the runtime to time each point in; one at a time, when all points are there.
         seed: of the run; each point has random numbers of its own, from this and its name.
         progress: whether to show a progress bar over the whole grid, with an estimate of the time left.
@@ -86,7 +102,7 @@ def train_large_then_compress(
         ConfigurationError: an argument that cannot work, a size that does not build, an allowance too small for one
             step, a folder that holds something else or a run with other settings, or a budget that no point meets.
         CheckpointError: a file of an earlier call is damaged.
-        CompressionError: every size failed, or the executor broke.
+        CompressionError: every size failed, the executor broke, or the disk is full.
 
     Example:
         >>> result = train_large_then_compress(  # doctest: +SKIP
@@ -98,10 +114,10 @@ def train_large_then_compress(
     """
     named = check_sizes(sizes)
     combinations = grid(compress)
-    refuse_like_folders([*named, "best"])
+    refuse_like_folders(named, {RUN, RESULTS, FRONT, PAGE, BEST, LOCK})
     refuse_like_folders([in_words(steps) for steps in combinations])
     check_task(build, data, monitor, mode)
-    check_running(executor, trainer_kwargs, seed)
+    check_running(executor, trainer_kwargs, seed, Path(out))
     limit = read_limit(budget, measure_latency)
     task = Task(build, data, monitor, mode == "max", parse_allowance(allowance), trainer_kwargs or {}, Path(out), seed)
     jobs = jobs_of(task, named, combinations)
@@ -130,13 +146,20 @@ def _owned(task: Task, sizes: Mapping[str, Any]) -> Iterator[None]:
         "seed": task.seed,
         "trainer_kwargs": described(task.trainer_kwargs),
     }
-    open_run(task.out, settings, {name: described(size) for name, size in sizes.items()})
+    usable(task.out)
     try:
-        with FileLock(task.out / ".lock", timeout=0):
+        with FileLock(task.out / LOCK, timeout=0):
+            open_run(task.out, settings, {name: described_size(size) for name, size in sizes.items()})
             yield
     except Timeout as error:
         raise ConfigurationError(
             f"out={str(task.out)!r} is in use by another call; wait for it, or name another folder."
+        ) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise CompressionError(
+            f"out={str(task.out)!r} has no more room: {error.strerror}; make some and call again, and the run goes on."
         ) from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -10,12 +11,13 @@ from dataclasses import replace
 from lightning_compress.core import CompressionError, ConfigurationError
 from lightning_compress.recipes.claims import judge_claims
 from lightning_compress.recipes.front import Budget, best_point, pareto_front
-from lightning_compress.recipes.jobs import Job, Task, failed
+from lightning_compress.recipes.jobs import Job, Task, failed, reason, together
 from lightning_compress.recipes.preview import Preview
 from lightning_compress.recipes.results import Point, Result, Training
-from lightning_compress.recipes.run_folder import is_first_process, read_training
-from lightning_compress.recipes.runnable import LatencyRuntime, export_best, one_example, time_point
+from lightning_compress.recipes.run_folder import PAGE, is_first_process, read_point, read_training
+from lightning_compress.recipes.runnable import LatencyRuntime, export_best, first_batch, time_point
 from lightning_compress.recipes.sweep import Key
+from lightning_compress.report.environment import environment
 
 _log = logging.getLogger(__name__)
 
@@ -33,19 +35,23 @@ def expected(jobs: Mapping[Key, Job], previews: Mapping[str, Preview], budget: B
 
 
 def timed(jobs: Mapping[Key, Job], points: Sequence[Point], runtime: LatencyRuntime) -> list[Point]:
-    """The points with their latency, measured one at a time where it is not there yet."""
-    if not is_first_process():
-        return list(points)
-    example, found = None, []
+    """The points with their latency, measured one at a time where it is not there yet, by the first process alone."""
+    found = _timed_here(jobs, points, runtime) if is_first_process() else []
+    together()
+    return found or [read_point(job.folder) or point for job, point in zip(jobs.values(), points, strict=True)]
+
+
+def _timed_here(jobs: Mapping[Key, Job], points: Sequence[Point], runtime: LatencyRuntime) -> list[Point]:
+    batch, found = None, []
     for job, point in zip(jobs.values(), points, strict=True):
         if point.failure is not None or point.latency_in == runtime:
             found.append(point)
             continue
-        example = one_example(job.task.data) if example is None else example
         try:
-            found.append(replace(point, latency_ms=time_point(job, runtime, example), latency_in=runtime))
-        except CompressionError as error:
-            _log.warning("%s was not timed: %s", job.words, error)
+            batch = first_batch(job.task.data) if batch is None else batch
+            found.append(replace(point, latency_ms=time_point(job, runtime, batch), latency_in=runtime))
+        except Exception as error:  # of a user's code too: the other figures of the run are there, and stay
+            _log.warning("%s was not timed: %s", job.words, reason(error))
             found.append(replace(point, latency_ms=None, latency_in=None))
     return found
 
@@ -85,10 +91,11 @@ def reported(
         result = replace(result, best=best_point(result.points, budget, higher_is_better=better))
     except ConfigurationError as error:
         impossible = error
+    result = replace(result, report=str(task.out / PAGE))
     if is_first_process():
         export_best(jobs, result.best, task.out)
-        result = replace(result, report=str(task.out / "report.html"))
         write_result(result, task.out)
+    together()
     if impossible is not None:
         raise impossible
     return result
@@ -107,4 +114,6 @@ def _result(task: Task, budget: Budget | None, trainings: Sequence[Training], po
         front=pareto_front(points, higher_is_better=task.higher_is_better),
         best=None,
         claims=(),
+        created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        environment=environment(),
     )

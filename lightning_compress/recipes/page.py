@@ -13,6 +13,7 @@ from lightning_compress.recipes.results import Result
 from lightning_compress.recipes.run_charts import quality_section
 from lightning_compress.recipes.run_curves import training_section
 from lightning_compress.recipes.run_figures import sizes
+from lightning_compress.recipes.run_folder import FRONT, PAGE, RESULTS
 from lightning_compress.recipes.run_image import plot
 from lightning_compress.recipes.run_tables import claims_table, failures_table, points_table, settings_section
 from lightning_compress.recipes.run_words import verdict
@@ -21,8 +22,6 @@ from lightning_compress.report.shell import Section, document
 from lightning_compress.report.versioned import Schema, from_json, to_json, utf8
 
 __all__ = ["page", "plot", "read_result", "write_result"]
-
-JSON_NAME, CSV_NAME, HTML_NAME = "results.json", "front.csv", "report.html"
 
 _SCHEMA = Schema("lightning_compress.large_then_compress", 1, "result of large-then-compress", "write_result")
 _COLUMNS = ("size", "compression", "quality", "ideal_bytes", "disk_bytes", "latency_ms", "latency_in", "folder")
@@ -55,10 +54,10 @@ def write_result(result: Result, out: str | os.PathLike[str]) -> Path:
     """
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / JSON_NAME, to_json(result, _SCHEMA))
-    write_whole(folder / CSV_NAME, utf8(_front(result)))
-    write_whole(folder / HTML_NAME, utf8(page(result)))
-    return folder / HTML_NAME
+    write_whole(folder / RESULTS, to_json(result, _SCHEMA))
+    write_whole(folder / FRONT, utf8(_front(result)))
+    write_whole(folder / PAGE, utf8(page(result)))
+    return folder / PAGE
 
 
 def read_result(path: str | os.PathLike[str]) -> Result:
@@ -75,7 +74,7 @@ def read_result(path: str | os.PathLike[str]) -> Result:
             names the file and the place in it.
     """
     path = Path(path)
-    result: Result = from_json(path / JSON_NAME if path.is_dir() else path, Result, _SCHEMA)
+    result: Result = from_json(path / RESULTS if path.is_dir() else path, Result, _SCHEMA)
     return result
 
 
@@ -125,9 +124,9 @@ def _front(result: Result) -> str:
 
 
 def _footer() -> Markup:
-    texts = ["Written by lightning_compress. The same figures stand in ", element("code", JSON_NAME), ", the front in "]
+    texts = ["Written by lightning_compress. The same figures stand in ", element("code", RESULTS), ", the front in "]
     texts += [
-        element("code", CSV_NAME),
+        element("code", FRONT),
         ". A MB is a million bytes; errors are relative, and mean squared in brackets.",
     ]
     method = "One training a size: a difference of a few tenths of a point may be chance. The recipe: Li et al. 2020."

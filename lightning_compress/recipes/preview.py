@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytorch_lightning as pl
+from torch.nn.parameter import is_lazy
 
 from lightning_compress.core import ConfigurationError
-from lightning_compress.recipes.bench import ModuleBench, monitored, seeded
+from lightning_compress.recipes.bench import ModuleBench, assembled, monitored, own_copy, seeded
 from lightning_compress.recipes.jobs import Task
 from lightning_compress.recipes.steps import Combination
 from lightning_compress.recipes.training_flops import TrainingFlops
@@ -54,7 +55,7 @@ def built(build: Any, size: Any, name: str) -> pl.LightningModule:
         ConfigurationError: it does not build, or is no LightningModule.
     """
     try:
-        module = build(size)
+        module = assembled(build, size)
     except Exception as error:
         raise ConfigurationError(
             f"sizes: build({name!r}) failed with {type(error).__name__}: {error}; correct that size or leave it out."
@@ -63,6 +64,8 @@ def built(build: Any, size: Any, name: str) -> pl.LightningModule:
         raise ConfigurationError(
             f"build({name!r}) returned a {type(module).__name__}; expected a LightningModule of pytorch_lightning."
         )
+    if any(is_lazy(one) for one in (*module.parameters(), *module.buffers())):
+        raise ConfigurationError(f"build({name!r}) returned a module with lazy layers; call it once inside build.")
     return module
 
 
@@ -76,14 +79,15 @@ def preview(task: Task, size: Any, name: str) -> Preview:
     with seeded(task.seed, f"preview of {name}"):
         module = built(task.build, size, name)
         parameters = sum(parameter.numel() for parameter in module.parameters())
-        bench = ModuleBench(module, task.data, task.monitor, task.higher_is_better, dict(task.trainer_kwargs), task.out)
+        data, kwargs = own_copy(task.data), dict(task.trainer_kwargs)
+        bench = ModuleBench(module, data, task.monitor, task.higher_is_better, kwargs, task.out)
         steps = int(task.allowance.amount) if task.allowance.kind == "steps" else -1
         look = _Look()
         trainer = bench.trainer([look], max_epochs=-1, max_steps=steps, limit_val_batches=1)
         try:
-            trainer.fit(module, datamodule=task.data)
+            trainer.fit(module, datamodule=data)
             validator = bench.trainer(limit_val_batches=1)
-            validator.validate(module, datamodule=task.data, verbose=False)
+            validator.validate(module, datamodule=data, verbose=False)
         except Exception:  # its training is going to fail, and that is told where the others are
             return Preview(parameters)
     monitored(validator, task.monitor)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import Executor
+from pathlib import Path
 from typing import Any, get_args
 
 import pytorch_lightning as pl
 
 from lightning_compress.core import ConfigurationError
-from lightning_compress.recipes.bench import OURS
 from lightning_compress.recipes.front import Budget, parse_budget
 from lightning_compress.recipes.runnable import LatencyRuntime
+from lightning_compress.recipes.trainers import check_trainer
 
 
 def check_task(build: Any, data: Any, monitor: Any, mode: Any) -> None:
@@ -30,7 +31,7 @@ def check_task(build: Any, data: Any, monitor: Any, mode: Any) -> None:
         raise ConfigurationError(f"mode={mode!r}: expected 'max' if more of {monitor!r} is better, otherwise 'min'.")
 
 
-def check_running(executor: Any, trainer_kwargs: Any, seed: Any) -> None:
+def check_running(executor: Any, trainer_kwargs: Any, seed: Any, out: Path) -> None:
     """Refuse what cannot run a point.
 
     Raises:
@@ -45,9 +46,7 @@ def check_running(executor: Any, trainer_kwargs: Any, seed: Any) -> None:
         raise ConfigurationError(f"seed={seed!r}: expected a whole number from 0.")
     if trainer_kwargs is not None and not isinstance(trainer_kwargs, Mapping):
         raise ConfigurationError(f"trainer_kwargs={trainer_kwargs!r}: expected a mapping of arguments of the Trainer.")
-    ours = [name for name in OURS if name in (trainer_kwargs or {})]
-    if ours:
-        raise ConfigurationError(f"trainer_kwargs: {ours[0]!r} is what allowance= and compress= decide; leave it out.")
+    check_trainer(trainer_kwargs or {}, out, side_by_side=executor is not None)
 
 
 def read_limit(budget: Any, measure_latency: Any) -> Budget | None:

@@ -76,6 +76,7 @@ class Point:
         seconds: that its compression took.
         folder: of its checkpoint, settings and result, relative to the run's.
         failure: why it failed, if it did; then the figures are NaN or ``None``.
+        examples: of validation, if the quality is the share of them that is right; otherwise ``None``.
     """
 
     size: str
@@ -90,6 +91,7 @@ class Point:
     seconds: float = 0.0
     folder: str = ""
     failure: str | None = None
+    examples: int | None = None
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,8 @@ class Result:
         best: the best point under the budget; without one the best of all.
         claims: the paper's, judged by these data.
         report: path of ``report.html``.
+        created: date and time of these figures, ISO 8601, UTC; empty in files of before these two.
+        environment: versions, processor and threads of the process that asked for them.
     """
 
     monitor: str
@@ -134,3 +138,5 @@ class Result:
     best: Point | None
     claims: tuple[Claim, ...]
     report: str = ""
+    created: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)

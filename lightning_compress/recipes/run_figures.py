@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 
 from lightning_compress.core import ConfigurationError
+from lightning_compress.recipes.allowance import parse_allowance
 from lightning_compress.recipes.front import Budget, parse_budget
-from lightning_compress.recipes.results import DENSE, Point, Result
+from lightning_compress.recipes.results import DENSE, Point, Result, Training
 
 
 def measured(result: Result) -> list[Point]:
@@ -68,6 +69,25 @@ def fits(result: Result, point: Point) -> bool:
     if budget is None:
         return True
     return (size_of(result, point) if budget.kind == "bytes" else budget.cost(point)) <= budget.most
+
+
+def is_short(training: Training, allowance: str) -> bool:
+    """Whether a training ended before its allowance did.
+
+    Args:
+        training: one that did not fail.
+        allowance: in words.
+    """
+    try:
+        whole = parse_allowance(allowance)
+    except ConfigurationError:
+        return False
+    if training.failure is not None or not training.steps:
+        return False
+    if whole.kind == "flops":  # it ends before the batch for which they would not be enough
+        flops = training.flops or math.inf
+        return flops + 2 * flops / training.steps < whole.amount
+    return (training.steps if whole.kind == "steps" else training.seconds) < whole.amount
 
 
 def is_same(point: Point, other: Point | None) -> bool:

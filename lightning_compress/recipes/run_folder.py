@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,19 +20,19 @@ from lightning_compress.recipes.results import Error, Moment, Point, Training
 
 RUN, SETTINGS, RESULT, TRAINING, LATENCY = "run.json", "settings.json", "result.json", "training.json", "latency.json"
 CHECKPOINT, GOING_ON, FAILURE = "checkpoint.ckpt", "going_on.ckpt", "failure.txt"
+RESULTS, FRONT, PAGE, BEST, LOCK = "results.json", "front.csv", "report.html", "best", ".lock"
+_LONGEST = 100  # letters of a folder's name
 _FORMAT, _VERSION = "lightning_compress.large_then_compress", 1
 
 
-def open_run(out: Path, settings: Mapping[str, Any], sizes: Mapping[str, Any]) -> None:
-    """Begin a run in a folder, or go on with the one that is there.
+def usable(out: Path) -> None:
+    """Make a folder, or see that it may hold a run; nothing is left in one that may not.
 
     Args:
-        out: the folder; made where there is none.
-        settings: that every point depends on, as plain values.
-        sizes: each size by name, as plain values; further ones may join a run.
+        out: the folder.
 
     Raises:
-        ConfigurationError: the folder cannot be written, holds something else, or a run with other settings.
+        ConfigurationError: it cannot be written, or holds something else.
         CheckpointError: ``run.json`` is damaged.
     """
     try:
@@ -42,6 +43,21 @@ def open_run(out: Path, settings: Mapping[str, Any], sizes: Mapping[str, Any]) -
         raise ConfigurationError(
             f"out={str(out)!r} cannot be written: {error.strerror or error}; name another folder."
         ) from error
+    _begun(out)
+
+
+def open_run(out: Path, settings: Mapping[str, Any], sizes: Mapping[str, Any]) -> None:
+    """Begin a run in a folder that is :func:`usable`, or go on with the one that is there.
+
+    Args:
+        out: the folder; made where there is none.
+        settings: that every point depends on, as plain values.
+        sizes: each size by name, as plain values; further ones may join a run.
+
+    Raises:
+        ConfigurationError: the folder holds something else, or a run with other settings.
+        CheckpointError: ``run.json`` is damaged.
+    """
     before = _begun(out)
     content = {"format": _FORMAT, "version": _VERSION, "settings": dict(settings), "sizes": dict(sizes)}
     if before is not None:
@@ -71,18 +87,35 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str =
 
 
 def folder_name(words: str) -> str:
-    """A name that any file system takes, ``"depth_6_width_384"``."""
-    return re.sub(r"[^A-Za-z0-9.]+", "_", words).strip("_.") or "_"
+    """A name that any file system takes.
+
+    Long names are cut, and letters of other alphabets left out; then a hash of the whole tells names apart.
+
+    Example:
+        >>> folder_name("depth 6, width 384"), folder_name("größe")
+        ('depth_6_width_384', 'gr_e_d353a267')
+    """
+    name = re.sub(r"[^A-Za-z0-9.]+", "_", words).strip("_.") or "_"
+    if words.isascii() and len(name) <= _LONGEST:
+        return name
+    return f"{name[:_LONGEST]}_{hashlib.sha256(words.encode(errors='surrogatepass')).hexdigest()[:8]}"
 
 
-def refuse_like_folders(names: Mapping[str, str] | list[str]) -> None:
+def refuse_like_folders(names: Iterable[str], taken: Iterable[str] = ()) -> None:
     """Refuse names that would share a folder.
+
+    Args:
+        names: of sizes, or of compressions.
+        taken: names that the run's own files and folders have beside them.
 
     Raises:
         ConfigurationError: names the two.
     """
+    own = {folder_name(name).lower() for name in taken}
     seen: dict[str, str] = {}
     for name in names:
+        if folder_name(name).lower() in own:
+            raise ConfigurationError(f"{name!r} is the name of a file or folder of the run itself; rename it.")
         other = seen.setdefault(folder_name(name).lower(), name)
         if other != name:
             raise ConfigurationError(
@@ -164,7 +197,7 @@ def write_record(path: Path, record: Point | Training) -> None:
 def _begun(out: Path) -> dict[str, Any] | None:
     before = read_json(out / RUN)
     if before is None:
-        others = sorted(file.name for file in out.iterdir() if file.name != ".lock")
+        others = sorted(file.name for file in out.iterdir() if file.name != LOCK)
         if others:
             raise ConfigurationError(
                 f"out={str(out)!r} holds other things ({', '.join(others[:3])}) and no run of this recipe; name a new "

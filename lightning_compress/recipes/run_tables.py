@@ -95,6 +95,11 @@ def settings_section(result: Result) -> Markup:
         "sizes": ", ".join(sizes(result)) or "none",
         "points": f"{len(result.points)}, of which {len(failed(result))} failed",
     }
+    counts = {point.examples for point in result.points if point.examples}
+    if counts:
+        facts["validation examples"] = ", ".join(f"{count:,}" for count in sorted(counts))
+    facts |= {"written": result.created} if result.created else {}
+    facts |= {name: str(value) for name, value in result.environment.items()}
     listed = [piece for name, value in facts.items() for piece in (element("dt", name), element("dd", value))]
     settings = {point.compression: point.settings for point in reversed(result.points) if point.settings}
     rows = [[Cell(name), Cell("; ".join(map(_setting, steps)))] for name, steps in reversed(settings.items())]

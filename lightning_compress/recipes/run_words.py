@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lightning_compress.recipes.chance import within_chance
 from lightning_compress.recipes.results import DENSE, Point, Result
 from lightning_compress.recipes.run_figures import (
     best_of,
@@ -12,6 +13,7 @@ from lightning_compress.recipes.run_figures import (
     dense_of,
     failed,
     fits,
+    is_short,
     limit_of,
     measured,
     on_disk,
@@ -50,7 +52,7 @@ def verdict(result: Result) -> Verdict:
         'Large, then compressed wins here: the best dense model under 5 MB is small, with accuracy 80.0% (−5.0 points).'
     """
     best, points = result.best, measured(result)
-    remarks = [remark for remark in (_contest(result, best), _failures(result)) if remark]
+    remarks = [remark for remark in (_contest(result, best), _stopped(result), _failures(result)) if remark]
     if not points:
         return Verdict("No point could be measured.", tuple(remarks))
     if best is None:
@@ -99,7 +101,7 @@ def _contest(result: Result, best: Point | None) -> str:
     """Large and compressed against small and dense, both within the same bound."""
     if best is None:
         return ""
-    order = sizes(result)
+    order = _measured_sizes(result)
     if len(order) == 1:
         return "One size alone cannot tell whether large, then compressed beats small."
     bounded = budget_of(result) is not None
@@ -121,6 +123,8 @@ def _against(result: Result, best: Point, rival: Point, within: str) -> str:
     if rival.quality == best.quality:
         return f"A tie: {told} too."
     told = f"{told} ({metric_change(result.monitor, best.quality, rival.quality)})"
+    if within_chance(best, rival):
+        return f"Too close to tell whether large, then compressed wins here: {told}, {_chance(best)}."
     if (rival.quality > best.quality) == result.higher_is_better:
         return f"Small and dense wins here: {told}."
     order = sizes(result)
@@ -139,9 +143,22 @@ def _dense_won(result: Result, best: Point, within: str) -> str:
     rival = best_of(rivals, higher_is_better=result.higher_is_better)
     if rival is None:
         return f"No larger model compressed is there to compare with: the best point {within} is dense."
-    change = metric_change(result.monitor, best.quality, rival.quality)
-    told = f"the best larger model compressed, {named(rival)}, has {quality(result, rival)} ({change})"
+    told = f"the best larger model compressed, {named(rival)}, has {quality(result, rival)}"
+    if rival.quality == best.quality:
+        return f"A tie: {told} too."
+    told = f"{told} ({metric_change(result.monitor, best.quality, rival.quality)})"
+    if within_chance(best, rival):
+        return f"Too close to tell whether small and dense wins here: {told}, {_chance(best)}."
     return f"Small and dense wins here: {told}."
+
+
+def _chance(point: Point) -> str:
+    return f"which may be chance with {point.examples:,} validation examples"
+
+
+def _measured_sizes(result: Result) -> list[str]:
+    known = {point.size for point in measured(result)}
+    return [size for size in sizes(result) if size in known]
 
 
 def _dense(result: Result) -> Sequence[Point]:
@@ -151,6 +168,14 @@ def _dense(result: Result) -> Sequence[Point]:
 
 def _is_within(result: Result, point: Point, best: Point, *, bounded: bool) -> bool:
     return fits(result, point) if bounded else size_of(result, point) <= size_of(result, best)
+
+
+def _stopped(result: Result) -> str:
+    """Trainings that something ended before the allowance did, a user's early stopping say: they are not equal."""
+    early = [repr(training.size) for training in result.trainings if is_short(training, result.allowance)]
+    if not early:
+        return ""
+    return f"The training of {', '.join(early)} was stopped before the allowance was used up."
 
 
 def _failures(result: Result) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
 from lightning_compress.core import ConfigurationError
 
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # as Python names an object without a name
 _INNER = ("intermediate_size", "hidden_dim", "d_ff", "ffn_dim", "n_inner")
 
 
@@ -81,6 +83,14 @@ def described(value: Any) -> Any:
     return json.loads(json.dumps(value, default=_class_of, sort_keys=True))
 
 
+def described_size(size: Any) -> Any:
+    """A size as plain values, of an object without others its attributes."""
+    plain = described(size)
+    if plain == _class_of(size) and vars(type(size)).get("__slots__") is None and hasattr(size, "__dict__"):
+        return {"class": plain, **described(vars(size))}
+    return plain
+
+
 def check_sizes(sizes: Any) -> dict[str, Any]:
     """Sizes by name.
 
@@ -94,6 +104,10 @@ def check_sizes(sizes: Any) -> dict[str, Any]:
     named: dict[str, Any] = {}
     for size in sizes:
         name = name_of(size)
+        if _ADDRESS.search(name):
+            raise ConfigurationError(
+                f"sizes: {name!r} is another one in the next call; give {type(size).__name__} an attribute name."
+            )
         if not name or name in named:
             raise ConfigurationError(f"sizes: {name!r} names two of them, or is empty; give each a name of its own.")
         named[name] = size

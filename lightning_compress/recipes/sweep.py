@@ -63,7 +63,10 @@ def finished_points(jobs: Mapping[Key, Job]) -> dict[Key, Point]:
                 "another folder, or ask for the same again."
             )
         needed = [CHECKPOINT] if job.steps else [CHECKPOINT, TRAINING]
-        if point is not None and point.failure is None and all((job.folder / file).exists() for file in needed):
+        if point is None or point.failure is not None or not all((job.folder / file).exists() for file in needed):
+            continue
+        # What was made of a dense model that is gone is not of the one that takes its place.
+        if not job.steps or (job.name, in_words(())) in found:
             found[key] = point
     return found
 
@@ -107,7 +110,12 @@ class Sweep:
         """
         total = sum(self._costs[key] for key in self._waiting)
         form = "{desc}: {percentage:3.0f}%|{bar}| {postfix} [{elapsed}, about {remaining} left]"
-        with Tqdm(total=total, desc="large, then compress", disable=not self._progress, bar_format=form) as bar:
+        with Tqdm(
+            total=total,
+            desc="large, then compress",
+            disable=not self._progress or not is_first_process(),
+            bar_format=form,
+        ) as bar:
             self._show(bar)
             try:
                 while self._waiting or self._flying:

@@ -13,7 +13,7 @@ from lightning_compress.callbacks import GradualPruning, QuantizationAwareTraini
 from lightning_compress.callbacks.order import Stage
 from lightning_compress.core import ConfigurationError
 from lightning_compress.quantization.baked import baked_weights
-from lightning_compress.recipes.compression_values import check_bits, check_epochs, check_shares, percent
+from lightning_compress.recipes.compression_values import check_bits, check_epochs, check_list, check_shares, percent
 from lightning_compress.recipes.steps import Baked, Bench, Step
 
 Made = TypeVar("Made")
@@ -143,6 +143,8 @@ class Compress:
                 f"Compress({self.name!r}, {self.factory!r}): expected a name and a function that makes a callback."
             )
         check_epochs("Compress", self.epochs)
+        if self.values != ():
+            check_list("Compress", "values", self.values)
 
     def steps(self) -> list[Step]:
         """One a value, or one."""
@@ -163,7 +165,12 @@ class Compress:
 
 
 def _train_with(make: Callable[[], pl.Callback], epochs: int, bench: Bench) -> Baked:
-    bench.train([make()], epochs=epochs)
+    callback = make()
+    if not isinstance(callback, pl.Callback):
+        raise ConfigurationError(
+            f"Compress: the factory made a {type(callback).__name__}; expected a Callback of pytorch_lightning."
+        )
+    bench.train([callback], epochs=epochs)
     return baked_weights(bench.module)
 
 

@@ -110,7 +110,8 @@ def whole():
         ),
         Claim("Quantization hurts larger models less.", None, "At 8 bits, all sizes lose less than their spread."),
     )
-    return _result(points, map(_training, SIZES), "12 MB", 12e6, claims)
+    result = _result(points, map(_training, SIZES), "12 MB", 12e6, claims)
+    return replace(result, created="2026-11-24T18:25:03+00:00", environment={"torch": "2.13.0", "processor": "A & B"})
 
 
 def half_failed():

@@ -1,3 +1,6 @@
+import math
+from dataclasses import replace
+
 import pytest
 
 from lightning_compress.recipes import Error, Moment, Point, Training
@@ -6,7 +9,7 @@ from lightning_compress.recipes.claims import judge_claims, levels, reached
 
 def training(size, losses, seconds=1.0, name="val_loss"):
     curve = tuple(Moment(10 * (k + 1), seconds * (k + 1), {name: loss}) for k, loss in enumerate(losses))
-    return Training(size, len(size), 10 * len(losses), seconds * len(losses), None, curve)
+    return Training(size, "smlx".index(size[0]), 10 * len(losses), seconds * len(losses), None, curve)
 
 
 def point(size, compression, quality, disk_bytes, **errors):
@@ -71,3 +74,63 @@ def test_mixed_comparisons_tell_nothing():
     assert quantization.holds is None
     assert "5 of 6" in quantization.because
     assert pruning.holds is None
+
+
+def wins(*points, sizes="sl"):
+    trainings = [training(size, SLOW) for size in sizes]
+    return judge_claims(trainings, [*points], higher_is_better=True)[2]
+
+
+@pytest.mark.parametrize(
+    ("quality", "examples", "holds"),
+    [
+        (0.82, 300, None),
+        (0.78, 300, None),
+        (0.82, None, True),
+        (0.78, None, False),
+        (0.9, 300, True),
+        (0.7, 300, False),
+    ],
+)
+def test_a_difference_within_chance_is_told_and_decides_nothing(quality, examples, holds):
+    def measured(size, compression, value, size_in_bytes):
+        return replace(point(size, compression, value, size_in_bytes), examples=examples)
+
+    points = [measured("s", "dense", 0.8, 100), measured("l", "dense", 0.9, 400), measured("l", "q", quality, 90)]
+    claim = wins(*points)
+    assert claim.holds is holds
+    assert ("(within chance)" in claim.because) == ("1 may be chance" in claim.because) == (holds is None)
+
+
+def test_one_comparison_by_chance_leaves_the_others_their_say():
+    sure = [point("s", "dense", 0.5, 100), point("m", "dense", 0.8, 200), point("l", "dense", 0.9, 400)]
+    points = [replace(one, examples=300) for one in (*sure, point("l", "q", 0.81, 90))]
+    claim = wins(*points, sizes="sml")
+    assert (claim.holds, "1 of 2 comparisons favour the larger, 1 may be chance" in claim.because) == (None, True)
+    lost = replace(points[-1], quality=0.3)
+    assert wins(*points[:-1], lost, sizes="sml").holds is False
+
+
+def test_two_sizes_of_as_many_parameters_are_not_compared():
+    alike = replace(training("l", FAST), parameters=training("s", SLOW).parameters)
+    points = [point("s", "dense", 0.8, 100), point("l", "dense", 0.9, 400), point("l", "q", 0.85, 90)]
+    claims = judge_claims([training("s", SLOW), alike], points, higher_is_better=True)
+    assert [claim.holds for claim in claims] == [None] * 5
+
+
+def test_a_loss_that_was_no_number_for_a_while():
+    steps = judge_claims([training("s", [math.nan, *SLOW]), training("l", FAST)], [], higher_is_better=True)[0]
+    assert steps.holds is True
+    assert "val_loss of 0.7: 50 for 's', 20 for 'l'" in steps.because
+
+
+def test_what_is_told_is_what_was_compared():
+    points = [
+        point("s", "dense", 0.8, 100),
+        point("s", "q", 0.9, 30),
+        point("l", "q", 0.85, 90),
+        point("l", "dense", 0.9, 400),
+    ]
+    assert "In 100 bytes 'l' at 'q' has 0.85, 's' at 'q' has 0.9. 0 of 1" in wins(*points).because
+    points[2] = point("l", "q", 0.85, 101)
+    assert (wins(*points).holds, "In 100 bytes there is no larger one." in wins(*points).because) == (False, True)

@@ -354,8 +354,11 @@ def test_other_settings_foreign_and_unwritable_folders(whole, tmp_path):
 
 def test_what_cannot_travel(tmp_path):
     data = Digits()
-    data.file = (tmp_path / "file").open("w")
     executor = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
-    with executor, pytest.raises(ConfigurationError, match="cannot travel to another process"):
+    with (
+        executor,
+        (tmp_path / "file").open("w") as data.file,
+        pytest.warns(UserWarning, match="Digits cannot be copied"),
+        pytest.raises(ConfigurationError, match="cannot travel to another process"),
+    ):
         try_recipe(tmp_path / "run", sizes=[16], data=data, executor=executor)
-    data.file.close()

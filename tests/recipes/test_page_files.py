@@ -38,6 +38,15 @@ def test_what_is_written_is_read(name, tmp_path):
     assert (content["schema"], content["version"]) == ("lightning_compress.large_then_compress", 1)
 
 
+def test_files_of_before_the_date_and_the_environment_are_read(tmp_path):
+    def older(content):
+        del content["created"], content["environment"]
+        for point in (*content["points"], *content["front"], content["best"]):
+            del point["examples"]
+
+    assert read_result(changed(tmp_path, older)) == replace(whole(), created="", environment={})
+
+
 def test_points_that_failed_are_null_in_strict_json(tmp_path):
     write_result(half_failed(), tmp_path)
 

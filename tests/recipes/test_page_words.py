@@ -4,7 +4,7 @@ from dataclasses import fields, replace
 import pytest
 
 from lightning_compress.recipes.page import page
-from lightning_compress.recipes.results import Point, Result
+from lightning_compress.recipes.results import Point, Result, Training
 from lightning_compress.recipes.run_words import verdict
 from tests.recipes.page_runs import SIZES, everything, half_failed, one_size, whole
 from tests.report.structure import Structure
@@ -40,6 +40,50 @@ def run(points, best, budget=None, *, higher_is_better=True):
 def test_large_against_small(points, best, budget, said):
     remark = verdict(run([point(*each) for each in points], best, budget)).remarks[0]
     assert said in remark
+
+
+@pytest.mark.parametrize(
+    ("qualities", "best", "said"),
+    [
+        ((0.8, 0.82), 1, "Too close to tell whether large, then compressed wins here: the best dense model under 5 MB"),
+        ((0.82, 0.8), 0, "Too close to tell whether small and dense wins here: the best larger model compressed"),
+        ((0.8, 0.9), 1, "Large, then compressed wins here"),
+        ((0.9, 0.8), 0, "Small and dense wins here"),
+        ((0.8, 0.8), 0, "A tie: the best larger model compressed, large, q4, has accuracy 80.0% too."),
+    ],
+)
+def test_what_may_be_chance_is_no_victory(qualities, best, said):
+    small, large = qualities
+    points = [point(SMALL, "dense", small, 4, examples=300), point(LARGE, "q4", large, 3, examples=300)]
+    remark = verdict(run(points, best, "5 MB")).remarks[0]
+    assert remark.startswith(said)
+    assert ("which may be chance with 300 validation examples" in remark) == remark.startswith("Too close")
+
+
+def test_a_size_that_failed_is_none_to_compare_with():
+    points = [point(SMALL, "dense", 0.8, 4), point(LARGE, "dense", math.nan, 9, failure="no")]
+    assert "One size alone" in verdict(run(points, 0)).remarks[0]
+    assert "One size alone" in verdict(run(points[::-1], 1)).remarks[0]
+
+
+@pytest.mark.parametrize(
+    ("allowance", "steps", "seconds", "flops", "is_told"),
+    [
+        ("100 steps", 99, 1.0, None, True),
+        ("100 steps", 100, 1.0, None, False),
+        ("1 min", 9, 59.0, None, True),
+        ("1 min", 9, 60.1, None, False),
+        ("100 flop", 10, 1.0, 70.0, True),
+        ("100 flop", 10, 1.0, 95.0, False),
+        ("100 flop", 10, 1.0, None, False),
+        ("a while", 10, 1.0, None, False),
+    ],
+)
+def test_a_training_that_ended_early_is_told(allowance, steps, seconds, flops, is_told):
+    trainings = (Training(SMALL, 1, steps, seconds, flops), Training(LARGE, 2, 0, 0.0, None, (), "failed"))
+    result = replace(run([point(SMALL, "dense", 0.8, 4)], 0), allowance=allowance, trainings=trainings)
+    told = "The training of 'small' was stopped before the allowance was used up."
+    assert (told in verdict(result).remarks) == is_told
 
 
 def test_a_metric_that_is_better_when_low_turns_the_verdict_round():
@@ -95,7 +139,7 @@ def test_nothing_measured_is_lost_on_the_page():
         "ONNX Runtime",
     ]
     expected += ['method="Prune"', "sparsity=0.6", "12 MB", "val_acc (higher is better)", "front.csv", "never"]
-    expected += list(SIZES)
+    expected += [*SIZES, "2026-11-24T18:25:03+00:00", "2.13.0", "A & B"]
     assert [text for text in expected if text not in texts] == []
     for each in result.points:
         assert f"{each.quality:.1%}" in texts
