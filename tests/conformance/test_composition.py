@@ -212,6 +212,7 @@ class Bert(pl.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=0.01)
 
 
+@pytest.mark.filterwarnings("ignore:.*every weight of model")  # of so small a layer, whose name is then said
 def test_hugging_face_model_with_keyword_inputs(case):
     tokens = torch.randint(1, 50, (32, 9), generator=torch.Generator().manual_seed(0))
     sentences = [{"input_ids": row, "attention_mask": row > 5, "labels": row[0] % 2} for row in tokens]

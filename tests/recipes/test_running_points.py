@@ -1,10 +1,12 @@
 """Points beside and after each other: what they share, what stops them, and how a run goes on."""
 
 import errno
+import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -52,6 +54,27 @@ def test_what_data_draw_and_count_is_each_point_s_own(tmp_path):
     for made in ("8/prune_30", "8/dense"):
         (tmp_path / "alone" / made / "checkpoint.ckpt").unlink()
     assert figures(try_recipe(tmp_path / "alone", data=Drawing(), **options)) == figures(alone)
+
+
+class Together(Classifier):
+    """Sees how many of its kind train at a time."""
+
+    now = most = 0
+
+    def on_train_start(self):
+        Together.now += 1
+        time.sleep(0.3)
+        Together.most = max(Together.most, Together.now)
+
+    def on_train_end(self):
+        Together.now -= 1
+
+
+def test_threads_take_turns(tmp_path):
+    with ThreadPoolExecutor(2) as threads:
+        points = try_recipe(tmp_path / "run", build=Together, executor=threads).points
+    assert [point.failure for point in points] == [None, None]
+    assert (Together.now, Together.most) == (0, 1)
 
 
 def test_data_that_cannot_be_copied_are_shared_with_a_word(tmp_path):
@@ -102,6 +125,8 @@ import os, signal
 import pytorch_lightning as pl
 from lightning_compress.recipes import Quantize, training_clock
 from tests.recipes.small import Classifier, try_recipe
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 
 class Stopped(Classifier):
     def on_train_batch_start(self, batch, index):
@@ -355,14 +380,16 @@ def test_a_size_that_changed_behind_its_name(tmp_path):
 def test_a_second_call_on_a_folder_is_refused_and_changes_nothing(tmp_path):
     class Twice(Classifier):
         def on_train_start(self):
-            if self.trainer.max_steps == 41 and not seen:
-                seen.append((tmp_path / "run" / "run.json").read_text())
-                with pytest.raises(ConfigurationError, match="is in use by another call"):
-                    try_recipe(tmp_path / "run", sizes=[9], allowance=3)
+            try:
+                try_recipe(tmp_path / "run", sizes=[9])
+            except ConfigurationError as error:
+                told.append(str(error))
 
-    seen = []
-    try_recipe(tmp_path / "run", build=Twice, sizes=[8], allowance=41)
-    assert seen == [(tmp_path / "run" / "run.json").read_text()]
+    told = []
+    assert try_recipe(tmp_path / "run", build=Twice, sizes=[8]).points[0].failure is None
+    assert len(told) == 2  # a look at what it costs, and the training
+    assert all("is in use by another call" in each for each in told)
+    assert list(json.loads((tmp_path / "run" / "run.json").read_text())["sizes"]) == ["8"]
 
 
 def test_a_full_disk_is_told_and_the_run_goes_on(tmp_path, monkeypatch):
