@@ -27,6 +27,7 @@ from lightning_compress.recipes import Prune, Quantize, Result, plot, plot_train
 from lightning_compress.report.plain import to_plain
 
 DATA = "rt-3k"
+IMAGES = Path("docs") / "images"
 KEPT = {2: [2, 5], 3: [1, 3, 5], 4: [0, 2, 3, 5], 6: None}  # of the six layers
 FRESH = "*.pooler.*"  # small numbers beside the pretrained ones: one threshold for all takes the whole layer
 BITS, SPARSITY = [8, 6, 4], [0.3, 0.6, 0.75, 0.9]
@@ -43,7 +44,6 @@ def build(depth: int) -> TransformerModule:
 
 def pretrained(out: Path, allowance: int | str, *, sentences: int) -> Result:
     """Run what is missing of the grid."""
-    quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
     return train_large_then_compress(
         build,
         list(KEPT),
@@ -52,28 +52,27 @@ def pretrained(out: Path, allowance: int | str, *, sentences: int) -> Result:
         "max",
         allowance=allowance,
         compress=[Prune(sparsity=SPARSITY, exclude=FRESH), Quantize(bits=BITS)],
-        trainer_kwargs={"accelerator": "cpu", "gradient_clip_val": 1.0, **quiet},
+        trainer_kwargs=scratch.TRAINER,
         out=out,
     )
 
 
-def save(name: str, result: Result, allowance: int | str) -> None:
+def save(name: str, result: Result, allowance: str) -> None:
     """The figures as JSON beside those of the other families, and the pictures."""
     path, plain = RESULTS / "large_then_compress.json", to_plain(result)
     for training in plain["trainings"]:  # the losses of single batches would make most of the file
         training["curve"] = [moment for moment in training["curve"] if "val_loss" in moment["figures"]]
     content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    options = f"--only {name.partition('_')[0]} --allowance '{allowance}'"
     content[name] = {
-        "command": "python -m benchmarks.large_then_compress",
+        "command": f"python -m benchmarks.large_then_compress {options}",
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
-        "allowance": allowance,
         "threads": torch.get_num_threads(),
         "result": plain,
     }
     path.write_text(json.dumps(content) + "\n")
-    images = Path("docs") / "images"
-    (images / f"large_then_compress_{name}.svg").write_text(plot(result))
-    (images / f"large_then_compress_{name}_training.svg").write_text(plot_training(result))
+    (IMAGES / f"large_then_compress_{name}.svg").write_text(plot(result))
+    (IMAGES / f"large_then_compress_{name}_training.svg").write_text(plot_training(result))
 
 
 def tell(name: str, result: Result) -> None:
@@ -112,7 +111,7 @@ def main() -> None:
         )
     for family, result in families.items():
         if arguments.steps is None:
-            save(family, result, allowance)
+            save(family, result, arguments.allowance)
         tell(family, result)
 
 

@@ -23,9 +23,15 @@ from lightning_compress import TransformerModule
 from lightning_compress.modules import collate_for
 from lightning_compress.recipes import Prune, Quantize, Result, train_large_then_compress, transformer_sizes
 from lightning_compress.recipes.results import DENSE
+from lightning_compress.recipes.run_folder import CHECKPOINT
 
 VOCABULARY, BLOCK, BATCH, VALIDATION = 8_000, 64, 32, 256  # words, tokens, blocks, blocks
 SHAPES = ((1, 64), (2, 128), (3, 192), (4, 256))  # layers, width: 9 times the parameters from first to last
+TRAINER: dict[str, Any] = {
+    "accelerator": "cpu",
+    "gradient_clip_val": 1.0,
+    **dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False),
+}
 LEARNING_RATE, FINE_TUNING_RATE, FINE_TUNING_STEPS = 1e-3, 2e-4, 470
 
 
@@ -100,7 +106,7 @@ def pretrain(text: Path, out: Path, allowance: int | str) -> Result:
         "min",
         allowance=allowance,
         compress=[Quantize(bits=[8, 6, 4])],
-        trainer_kwargs={**_quiet(), "val_check_interval": 50, "check_val_every_n_epoch": None},
+        trainer_kwargs={**TRAINER, "val_check_interval": 50, "check_val_every_n_epoch": None},
         out=out / "pretrained",
     )
 
@@ -116,19 +122,15 @@ def fine_tune(
     sentences: int,
 ) -> Result:
     """Each of them fine-tuned on Rotten Tomatoes, and compressed at the grid."""
-    checkpoints = {
-        point.size: out / "pretrained" / point.folder / "checkpoint.ckpt"
-        for point in pretrained.points
-        if point.compression == DENSE
-    }
+    dense = {point.size: point.folder for point in pretrained.points if point.compression == DENSE}
 
     def build(size: Any) -> TransformerModule:
-        weights = torch.load(checkpoints[size.name], weights_only=True)["state_dict"]
+        weights = weights_of(out / "pretrained" / dense[size.name])
         model = AutoModelForSequenceClassification.from_config(size)
         body = {name.removeprefix("model."): value for name, value in weights.items() if name.startswith("model.bert.")}
         missing = model.load_state_dict(body, strict=False).missing_keys
         if any(not name.startswith(("classifier.", "bert.pooler.")) for name in missing):
-            raise SystemExit(f"{checkpoints[size.name]} lacks {missing}")
+            raise SystemExit(f"the masked language model of {size.name} lacks {missing}")
         return TransformerModule(model.train(), learning_rate=FINE_TUNING_RATE)
 
     return train_large_then_compress(
@@ -139,18 +141,19 @@ def fine_tune(
         "max",
         allowance=steps,
         compress=[Prune(sparsity=list(sparsity)), Quantize(bits=list(bits))],
-        trainer_kwargs=_quiet(),
+        trainer_kwargs=TRAINER,
         out=out / "fine_tuned",
     )
 
 
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    """Those of a point."""
+    weights: dict[str, torch.Tensor] = torch.load(folder / CHECKPOINT, weights_only=True)["state_dict"]
+    return weights
+
+
 def _masked_language_model(size: Any) -> TransformerModule:
     return TransformerModule(size.to_dict(), "masked-lm", learning_rate=LEARNING_RATE, schedule="constant", warmup=50)
-
-
-def _quiet() -> dict[str, Any]:
-    off = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
-    return {"accelerator": "cpu", "gradient_clip_val": 1.0, **off}
 
 
 def _blocks(text: Path) -> torch.Tensor:

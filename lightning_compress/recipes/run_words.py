@@ -120,11 +120,9 @@ def _contest(result: Result, best: Point | None) -> str:
 def _against(result: Result, best: Point, rival: Point, within: str) -> str:
     """The best point, a larger model compressed, against the best dense one."""
     told = f"the best dense model {within} is {rival.size}, with {quality(result, rival)}"
-    if rival.quality == best.quality:
-        return f"A tie: {told} too."
-    told = f"{told} ({metric_change(result.monitor, best.quality, rival.quality)})"
-    if within_chance(best, rival):
-        return f"Too close to tell whether large, then compressed wins here: {told}, {_chance(best)}."
+    undecided, told = _undecided(result, best, rival, told, "large, then compressed")
+    if undecided:
+        return undecided
     if (rival.quality > best.quality) == result.higher_is_better:
         return f"Small and dense wins here: {told}."
     order = sizes(result)
@@ -144,12 +142,18 @@ def _dense_won(result: Result, best: Point, within: str) -> str:
     if rival is None:
         return f"No larger model compressed is there to compare with: the best point {within} is dense."
     told = f"the best larger model compressed, {named(rival)}, has {quality(result, rival)}"
+    undecided, told = _undecided(result, best, rival, told, "small and dense")
+    return undecided or f"Small and dense wins here: {told}."
+
+
+def _undecided(result: Result, best: Point, rival: Point, told: str, winner: str) -> tuple[str | None, str]:
+    """The sentence if neither of two points is shown to be better; and what is told of the rival, with the change."""
     if rival.quality == best.quality:
-        return f"A tie: {told} too."
+        return f"A tie: {told} too.", told
     told = f"{told} ({metric_change(result.monitor, best.quality, rival.quality)})"
     if within_chance(best, rival):
-        return f"Too close to tell whether small and dense wins here: {told}, {_chance(best)}."
-    return f"Small and dense wins here: {told}."
+        return f"Too close to tell whether {winner} wins here: {told}, {_chance(best)}.", told
+    return None, told
 
 
 def _chance(point: Point) -> str:

@@ -13,6 +13,7 @@ from lightning_compress.recipes.looks import looks
 from lightning_compress.recipes.page import page, plot
 from lightning_compress.recipes.results import Point, Result
 from lightning_compress.recipes.run_charts import bytes_chart, latency_chart
+from lightning_compress.recipes.run_image import plot_training
 from lightning_compress.report.shell import style_sheet
 from tests.recipes.page_runs import everything, half_failed, nothing, one_size, whole
 
@@ -136,6 +137,19 @@ def test_the_image_is_a_file_of_its_own(name):
     assert tree.find(f"{SVG}title").text
     assert not any(word in source for word in ("url(", "@import", "<script", "href"))
     assert source.count("point mark") == {"whole": 48, "half_failed": 12, "one_size": 12, "nothing": 0}[name]
+
+
+@pytest.mark.parametrize("name", list(everything()))
+def test_the_image_of_training_has_a_line_for_each_size(name):
+    result = everything()[name]
+    tree = ET.fromstring(plot_training(result))
+    trained = [training for training in result.trainings if training.curve]
+    texts = [text.text for text in tree.iter(f"{SVG}text")]
+    for training in trained:
+        assert texts.count(training.size) == 3  # in the legend, and beside its line in both charts
+    lines = [path for path in tree.iter() if "curve mark" in path.get("class", "")]
+    assert len(lines) == 2 * len(trained)
+    assert ("Nothing was logged in training." in texts) == (not trained)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 8, 13])
