@@ -82,7 +82,7 @@ def test_zeros_that_were_never_pruned_train_on(on_one):
     assert int((weight == 0).sum()) == 14
 
 
-@pytest.mark.parametrize("name", set(FITS) - set(IN_ONE_FILE))
+@pytest.mark.parametrize("name", sorted(set(FITS) - set(IN_ONE_FILE)))
 def test_of_a_folder_one_process_writes_nothing_large(results, name):
     [state] = load(results / f"{name}.ckpt" / "meta.pt")["lightning_compress"].values()
 
