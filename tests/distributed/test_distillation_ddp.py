@@ -1,10 +1,13 @@
 """Two ranks on half batches learn what one process learns on whole ones, from the same teachers."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from tests.distributed.distilling import MEANS, OTHERS, RESUMED, Student, launched, one_run
 from tests.distributed.judging import BANKS, assert_close, assert_equal, both
+from tests.distributed.once import once
 
 ALL = (
     *MEANS,
@@ -20,7 +23,7 @@ ALL = (
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return launched("ddp", tmp_path_factory.mktemp("ddp"))
+    return once(tmp_path_factory, "distillation_ddp", partial(launched, "ddp"))
 
 
 def test_ranks_end_alike_bit_for_bit(folder):

@@ -1,5 +1,7 @@
 """A student sharded over two processes learns what one that is whole learns; so does one of a sharded teacher."""
 
+from functools import partial
+
 import pytest
 import torch
 from pytorch_lightning.strategies import SingleDeviceStrategy
@@ -9,6 +11,7 @@ from lightning_compress import ConfigurationError, KnowledgeDistillation
 from lightning_compress.distillation import LogitCache, Peer
 from tests.distributed.distilling import LATE, MEANS, OTHERS, RESUMED, Student, data, launched, one_run, teacher
 from tests.distributed.judging import BANKS, assert_close, assert_equal, both
+from tests.distributed.once import once
 
 SHARDED_TEACHERS = ("soft targets", "projection")
 ALL = (
@@ -23,7 +26,7 @@ ALL = (
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return launched("sharded", tmp_path_factory.mktemp("sharded"))
+    return once(tmp_path_factory, "distillation_sharded", partial(launched, "sharded"))
 
 
 def after_one_epoch(found):

@@ -13,6 +13,7 @@ from pytorch_lightning.callbacks import EMAWeightAveraging
 from pytorch_lightning.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
 from lightning_compress import ConfigurationError, GradualPruning
+from tests.distributed.once import once
 from tests.distributed.sharded_fits import FITS, IN_ONE_FILE, OverflowsOnOne, Uneven, fit, pruning, scaled
 
 SIZES = (1, 2, 4)
@@ -22,12 +23,15 @@ pytestmark = pytest.mark.timeout(600)  # of the first test, within which all wor
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """The folder that all worlds wrote into."""
-    folder, root = tmp_path_factory.mktemp("sharded"), Path(__file__).parents[2]
+    return once(tmp_path_factory, "sharded_pruning", run_worlds)
+
+
+def run_worlds(folder):
+    root = Path(__file__).parents[2]
     environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("sharded.py")), str(folder)]
     done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=560, check=False)
     assert done.returncode == 0, done.stderr[-5000:]
-    return folder
 
 
 @pytest.fixture(scope="module")

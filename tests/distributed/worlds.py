@@ -30,8 +30,12 @@ def _enter(rank, size, port, work, arguments):
         os._exit(1)
 
 
-def run_world(size, work, *arguments):
-    """Call ``work`` in each of ``size`` processes; end the script if one fails, or takes too long."""
+def exit_codes(size, work, *arguments):
+    """Call ``work`` in each of ``size`` processes.
+
+    Returns:
+        How each ended: negative for a signal, ``None`` if it was still running after ``LIMIT``.
+    """
     context = multiprocessing.get_context("fork")
     port = free_port()
     processes = [
@@ -41,7 +45,13 @@ def run_world(size, work, *arguments):
         process.start()
     for process in processes:
         process.join(LIMIT)
-        if process.exitcode != 0:
-            for other in processes:
-                other.kill()
-            sys.exit(f"{work.__name__} failed in a world of {size}")
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    return codes
+
+
+def run_world(size, work, *arguments):
+    """Call ``work`` in each of ``size`` processes; end the script if one fails, or takes too long."""
+    if any(code != 0 for code in exit_codes(size, work, *arguments)):
+        sys.exit(f"{work.__name__} failed in a world of {size}")

@@ -1,25 +1,32 @@
 """Two processes under DDP, of which one is killed in the middle of an update or of a checkpoint. Run as a script."""
 
+import json
 import os
 import sys
+import warnings
 from pathlib import Path
 
 import torch
 
 from tests.conformance.interruption import RandomState
 from tests.conformance.tiny import ResumableLoader, Tiny, trainer
+from tests.distributed.worlds import exit_codes, run_world
 from tests.faults.killing import Killer, callbacks, newest, saving
 
-RANK = int(os.environ.get("LOCAL_RANK", "0"))
+CASES = [(where, victim) for where in ("update", "save") for victim in (0, 1)]
 FATAL = {"update": 2, "save": 3}  # which of them: the first update comes after step 2, the second save after step 4
 
 
 class OwnShare(ResumableLoader):
     """In an order of this rank's own."""
 
+    def __init__(self, rank):
+        super().__init__()
+        self.rank = rank
+
     def __iter__(self):
         for features, labels in super().__iter__():
-            yield (features.flip(0), labels) if RANK else (features, labels.flip(0))
+            yield (features.flip(0), labels) if self.rank else (features, labels.flip(0))
 
 
 class Doomed:
@@ -35,19 +42,36 @@ class Doomed:
             return self.work(*arguments, **options)
 
 
-def main(name, folder, where, victim):
+def train(folder, where=None, victim=None):
+    rank = int(os.environ["RANK"])
     torch.manual_seed(7)
-    made = callbacks(name)
+    made = callbacks("fisher")
     run = trainer(
         *made, RandomState(), saving(folder), strategy="ddp", devices=2, enable_checkpointing=True, max_epochs=2
     )
-    if victim == RANK and where == "update":
+    if victim == rank and where == "update":
         made[0].update = Doomed(made[0].update, FATAL[where])
-    if victim == RANK and where == "save":
+    if victim == rank and where == "save":
         run.save_checkpoint = Doomed(run.save_checkpoint, FATAL[where])
-    run.fit(Tiny(), OwnShare(), ckpt_path=newest(folder))
-    torch.save(run.lightning_module.state_dict(), folder / f"end-{RANK}.pt")
+    run.fit(Tiny(), OwnShare(rank), ckpt_path=newest(folder))
+    torch.save(run.lightning_module.state_dict(), folder / f"end-{rank}.pt")
+
+
+def main(folder):
+    run_world(2, train, folder / "whole")
+    found = {}
+    for where, victim in CASES:
+        here = folder / f"{where}-{victim}"
+        codes = exit_codes(2, train, here, where, victim)
+        saved = sorted(path.name for path in here.glob("*.ckpt"))
+        for name in saved:
+            torch.load(here / name, weights_only=True)  # raises for half a file
+        run_world(2, train, here)
+        found[here.name] = {"codes": codes, "saved": saved}
+    (folder / "found.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]))
