@@ -170,12 +170,10 @@ CASES: dict[str, Callable[[Size], list[pl.Callback]]] = {
 
 
 def runs_under(case: str, strategy: str) -> bool:
-    """QAT refuses sharded weights; only they have sharded teachers; DDP differs from one process in little."""
-    if strategy == FSDP2:
-        return not case.startswith("quantize")
-    return case != "distil, sharded" and (
-        strategy == ONE or case in ("none", "prune fisher", "distil", "quantize minmax", "quantize lsq")
-    )
+    """Only sharded students have sharded teachers here; DDP differs from one process in little."""
+    if strategy == DDP:
+        return case in ("none", "prune fisher", "distil", "quantize minmax", "quantize lsq")
+    return strategy == FSDP2 or case != "distil, sharded"
 
 
 def stays(case: str, size: Size, ranks: int = 1, *, teacher: int | None = None, width: int = F32) -> float:
@@ -211,11 +209,12 @@ def stays(case: str, size: Size, ranks: int = 1, *, teacher: int | None = None, 
     }[case]
 
 
-def forward_adds(case: str, size: Size, tokens: int) -> float:
-    """Bytes beyond the run without it that are there when the loss is (float32, one process)."""
+def forward_adds(case: str, size: Size, tokens: int, ranks: int = 1) -> float:
+    """Bytes beyond the run without it that are there when the loss is (float32)."""
     inputs = sum(columns for _, columns in size.layers)
     if case.startswith("quantize"):
-        return F32 * size.n + F32 * inputs * tokens
+        # Of weights that are gathered layer by layer nothing is kept.
+        return (F32 * size.n if ranks == 1 else 0) + F32 * inputs * tokens
     projected = F32 * tokens * size.width / 2 if case == "distil, hint" else 0.0
     return 6 * F32 * tokens * size.vocabulary + projected if case.startswith("distil") else 0.0
 
@@ -227,8 +226,7 @@ def update_takes(case: str, size: Size, ranks: int = 1, *, width: int = F32) -> 
         return (1 + width) * part + (largest if case == "prune movement" else 0)
     units = case == "prune fisher 2:4"  # with scores of their own
     selecting = (F32 + 1 if units else F32) * part + 2 * (len(size.layers) + 1) * BINS
-    # Units are marked in one whole layer at a time; where layers are shared, its scores are gathered for that.
-    marking = 6.25 * part + (16 if shared else 12) * size.largest if units else 6 * part + 8 * largest
+    marking = 6.25 * part + 12 * largest if units else 6 * part + 8 * largest
     return max(selecting, marking) if shared else marking
 
 
@@ -236,7 +234,7 @@ class Gauge(pl.Callback):
     """Stands last: what is there between steps, what a forward pass and an update take at most, and for how long."""
 
     def __init__(self) -> None:
-        self.stays = self.step_peak = self.update_peak = 0
+        self.stays = self.step_peak = self.update_peak = self.at_loss = 0
         self.steps: list[float] = []
         self.updates: list[float] = []
         self._count = 0
@@ -270,7 +268,7 @@ class Gauge(pl.Callback):
         # Until here, where all is there that the backward pass reads, and the last gradients still are.
         if len(self.steps) == PROFILED:
             self._memory.__exit__(None, None, None)
-            self.step_peak = peak(self._memory)
+            self.step_peak, self.at_loss = peak(self._memory), left(self._memory)
 
     def on_train_batch_end(self, *_: Any) -> None:
         alike = not self._updated and len(self.steps) not in (0, PROFILED)
@@ -299,6 +297,11 @@ def peak(memory: Any, *, within: str | None = None) -> int:
                 first = highest = now
             highest = max(highest, now)
     return highest - first
+
+
+def left(memory: Any) -> int:
+    """What was allocated under the profiler and is still there, in bytes."""
+    return sum(event.nbytes() for event in memory.kineto_results.events() if event.name() == "[memory]")
 
 
 def live_bytes() -> int:
@@ -337,6 +340,7 @@ def train(case: str, size: Size, strategy: str, folder: Path) -> None:
         found = {
             "stays": gauge.stays,
             "step_peak": gauge.step_peak,
+            "at_loss": gauge.at_loss,
             "update_peak": gauge.update_peak,
             "step_ms": round(1e3 * statistics.median(steps), 1) if steps else None,
             "update_ms": round(1e3 * statistics.median(gauge.updates[MEASURED:]), 1) if gauge.updates else None,
@@ -364,8 +368,10 @@ def check(points: Points, strategy: str, case: str) -> list[str]:
             row.append(compared(update_takes(case, size, ranks), found["update_peak"]))
             row.append(f"{found['update_ms'] / plain['step_ms']:.2f}")
         else:  # under FSDP2 the forward pass takes most while weights are gathered, which hides the rest
-            forward = found["step_peak"] - plain["step_peak"]
-            row.append("" if ranks > 1 else compared(forward_adds(case, size, SEQUENCES * TOKENS), forward))
+            what = "step_peak" if ranks == 1 else "at_loss"
+            adds = forward_adds(case, size, SEQUENCES * TOKENS, ranks)
+            hidden = ranks > 1 and not case.startswith("quantize")
+            row.append("" if hidden else compared(adds, found[what] - plain[what]))
             row.append(f"{found['step_ms'] / plain['step_ms'] - 1:.2f}")
     return row
 
@@ -379,7 +385,8 @@ def at_7b(case: str, ranks: int = 8) -> list[str]:
     """A row: a 7B Llama whose float32 weights 8 devices share; a teacher is as large, in bfloat16."""
     teacher = case in ("distil", "distil, sharded")
     constant = stays(case, SEVEN_B, ranks, width=2 if teacher else F32)
-    peak = update_takes(case, SEVEN_B, ranks) if case.startswith("prune") else forward_adds(case, SEVEN_B, 4_096)
+    pruned = case.startswith("prune")
+    peak = update_takes(case, SEVEN_B, ranks) if pruned else forward_adds(case, SEVEN_B, 4_096, ranks)
     return [case, f"{constant / 1e9:.1f}", f"{peak / 1e9:.1f}"]
 
 

@@ -9,7 +9,8 @@ nothing and costs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,51 @@ def reshard(modules: Iterable[Any]) -> None:
     """
     for module in modules:
         module.reshard()
+
+
+def holders(model: nn.Module) -> dict[nn.Module, Any]:
+    """For each module the one at or above it that ``fully_shard`` was called on, which gathers its parameters.
+
+    Modules that none is above are left out.
+    """
+    found: dict[nn.Module, Any] = {}
+    for _, module in model.named_modules():  # parents first
+        if hasattr(module, "reshard"):
+            found[module] = module
+        found.update({child: found[module] for child in module.children() if module in found})
+    return found
+
+
+@contextmanager
+def gathered(modules: Iterable[Any]) -> Iterator[None]:
+    """Each process holds all of the parameters of these modules meanwhile, as in their forward pass.
+
+    Args:
+        modules: from :func:`holders`, the same on every process.
+    """
+    modules = list(modules)
+    for module in modules:
+        module.unshard()
+    try:
+        yield
+    finally:
+        reshard(modules)
+
+
+def stay_in_parts(model: nn.Module) -> list[str]:
+    """Names of the parameters that no forward pass gathers: tensor parallelism computes with parts of them."""
+    gathering = holders(model)
+    return [
+        f"{path}.{name}" if path else name
+        for path, module in model.named_modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if is_sharded(parameter) and not (module in gathering and _is_laid_by_fully_shard(parameter))
+    ]
+
+
+def _is_laid_by_fully_shard(parameter: Any) -> bool:
+    *between, last = parameter.placements
+    return last.is_shard() and all(placement.is_replicate() for placement in between)
 
 
 @dataclass(frozen=True)
@@ -112,6 +158,36 @@ class Layout:
             whole.detach().to(self.mesh.device_type), self.mesh, self.placements, src_data_rank=None
         )
         return local(placed).to(whole.device).clone()  # not a view, which would keep the whole alive
+
+    def coarser(self, extents: Sequence[tuple[int, int]]) -> Layout | None:
+        """The layout of one number for each cell of a grid, where every part is made of whole cells.
+
+        Args:
+            extents: dimensions in the order in which the numbers have them, each with the length of a cell, which
+                divides it.
+
+        Returns:
+            ``None`` if a cell lies in two parts, or a dimension is divided twice.
+        """
+        shape = torch.Size([self.shape[dim] // length for dim, length in extents])
+        if self.mesh is None:
+            return Layout(shape)
+        from torch.distributed.tensor import Replicate, Shard
+
+        places = {dim: (place, length) for place, (dim, length) in enumerate(extents)}
+        placements: list[Placement] = []
+        for size, placement in zip(self.mesh.shape, self.placements, strict=True):
+            if type(placement) is not Shard:
+                if not placement.is_replicate():
+                    return None
+                placements.append(Replicate())
+                continue
+            place, length = places.pop(placement.dim, (0, 0))
+            # Every part but the last is as long as the first.
+            if not length or -(-self.shape[placement.dim] // size) % length:
+                return None
+            placements.append(Shard(place))
+        return Layout(shape, self.mesh, tuple(placements))
 
     def evenly(self, count: int) -> Layout:
         """A layout for ``count`` numbers made from the whole tensor, over the same processes in even parts."""

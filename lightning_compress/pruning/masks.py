@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_compress.core.sharded import Layout, Spread, local
-from lightning_compress.pruning.patterns import Pattern, expand, unit_scores
+from lightning_compress.pruning.patterns import Pattern, expand, unit_layout, unit_scores
 from lightning_compress.pruning.selection import drop_smallest
 
 
@@ -58,9 +58,10 @@ def _costs(score: Tensor, layout: Layout, pattern: Pattern, dims: tuple[int, int
     """What each unit costs, and how units lie on processes: as their weight does, or in even parts."""
     if pattern.members == 1:
         return score, layout
+    units = unit_layout(layout, pattern, dims)
+    if units is not None:
+        return unit_scores(score, pattern, dims), units
     costs = unit_scores(layout.whole(score), pattern, dims)
-    if layout.mesh is None:
-        return costs, Layout.of(costs)
     units = layout.evenly(costs.numel())
     return units.part(costs.flatten()), units
 
@@ -71,6 +72,8 @@ def _survivors(
     """The mask over a weight's part that follows from one over the units' part."""
     if pattern.members == 1:
         return kept
+    if units == unit_layout(layout, pattern, dims):
+        return expand(kept, score, pattern, dims)
     return layout.part(expand(units.whole(kept), layout.whole(score), pattern, dims))
 
 

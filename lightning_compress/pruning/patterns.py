@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_compress.core import ConfigurationError, Target
+from lightning_compress.core.sharded import Layout
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,25 @@ def group(tensor: Tensor, pattern: Pattern, dims: tuple[int, int]) -> Tensor:
     if pattern.members == 1:
         return tensor.unsqueeze(-1)
     matrix = tensor.movedim(dims, (-2, -1))
-    units: Tensor = matrix.unflatten(-1, (-1, pattern.inputs)).unflatten(-3, (-1, pattern.outputs))
+    outputs, inputs = matrix.shape[-2] // pattern.outputs, matrix.shape[-1] // pattern.inputs  # 0 in an empty part
+    units: Tensor = matrix.unflatten(-1, (inputs, pattern.inputs)).unflatten(-3, (outputs, pattern.outputs))
     return units.transpose(-3, -2).flatten(-2)
+
+
+def unit_layout(layout: Layout, pattern: Pattern, dims: tuple[int, int]) -> Layout | None:
+    """How the units of a weight lie on processes, one number each, if none crosses a border between two parts.
+
+    Args:
+        layout: of the weight.
+        pattern: must divide it.
+        dims: the weight's ``(output, input)`` dimensions.
+
+    Returns:
+        A layout of the shape of :func:`unit_scores`, or ``None``.
+    """
+    extents = {dims[0]: pattern.outputs, dims[1]: pattern.inputs}
+    others = [dim for dim in range(len(layout.shape)) if dim not in dims]
+    return layout.coarser([(dim, extents.get(dim, 1)) for dim in (*others, *dims)])
 
 
 def ungroup(units: Tensor, pattern: Pattern, dims: tuple[int, int]) -> Tensor:
