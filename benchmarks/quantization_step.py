@@ -16,6 +16,7 @@ from benchmarks.points import Points
 from examples.rotten_tomatoes import minilm
 from lightning_compress.core import select
 from lightning_compress.quantization import Quantization, Settings
+from lightning_compress.quantization.watching import alone
 
 BATCH, TOKENS, ROUNDS, WARM_UP = 32, 32, 40, 4
 W8A8 = Settings(
@@ -73,8 +74,8 @@ def prepare(name: str, model: Any, batch: dict[str, torch.Tensor]) -> Callable[[
         ours = Quantization(model, select(model), W8A8, overrides={}, **parts)
         ours.watch_()
         model(**batch)
-        ours.activate_(lambda tensor: tensor)
-        return lambda: ours.advance_(lambda tensor: tensor, refresh_every=20)
+        ours.activate_(alone)
+        return lambda: ours.advance_(alone, refresh_every=20)
     if name == "Model Optimizer":
         peers.modelopt_int8_(model, lambda network: network(**batch))
     if name == "torchao":

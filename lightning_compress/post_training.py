@@ -18,12 +18,14 @@ from torch.nn.utils.rnn import PackedSequence
 
 from lightning_compress.callbacks import QuantizationAwareTraining
 from lightning_compress.core import CompressionError, ConfigurationError
+from lightning_compress.core.checks import check_model
 from lightning_compress.quantization import Quantization
 from lightning_compress.quantization.activations import ActivationQuantizer
 from lightning_compress.quantization.bias_correction import InputMeans, correct_biases_
 from lightning_compress.quantization.held import HoldsTensors
 from lightning_compress.quantization.removal import copy_of
 from lightning_compress.quantization.smoothing import smooth_
+from lightning_compress.quantization.watching import alone
 
 Model = TypeVar("Model", bound=nn.Module)
 Forward = Callable[[Any, Any], Any]
@@ -105,8 +107,7 @@ def quantize(
 
 
 def _check(model: Any, dataloader: Any, batches: Any, smooth: Any, *, correct_bias: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise ConfigurationError(f"model of type {type(model).__name__} is no module; give the model that was trained.")
+    check_model(model, "quantize")
     if type(batches) is not int or batches < 1:
         raise ConfigurationError(f"batches={batches!r}: write how many batches to calibrate with, 1 or more.")
     if smooth is not None and not (type(smooth) in (int, float) and 0.0 <= smooth <= 1.0):
@@ -172,8 +173,8 @@ def _calibrate(
     for number, batch in enumerate(drawn):
         call(batch)
         _refuse_broken(quantization.inputs, number)
-        quantization.advance_(_of_this_process, refresh_every=1)
-    quantization.activate_(_of_this_process)
+        quantization.advance_(alone, refresh_every=1)
+    quantization.activate_(alone)
     if means is not None:
         correct_biases_(quantization.model, means.stop())
     quantization.freeze_()
@@ -188,10 +189,6 @@ def _refuse_broken(inputs: Iterable[ActivationQuantizer], number: int) -> None:
                 f"the input of {quantizer.name} was NaN or infinite in batch {number} of the dataloader; look for such "
                 "numbers in the data, or calibrate in float32."
             )
-
-
-def _of_this_process(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def _draw(dataloader: Iterable[Any], batches: int) -> Iterator[Any]:

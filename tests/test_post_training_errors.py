@@ -58,7 +58,7 @@ def test_batches_that_cannot_be_used(batches, message):
 def test_what_cannot_be_quantized():
     with pytest.raises(TargetError, match=r"include='\*\.atention\.\*' matches no parameter"):
         quantize(Tiny(), loader(), include="*.atention.*")
-    with pytest.raises(ConfigurationError, match="type dict is no module"):
+    with pytest.raises(ConfigurationError, match=r"quantize\(dict\) takes modules"):
         quantize({}, loader())
     with pytest.raises(CompressionError, match=r"input of body\.0\.weight was NaN or infinite in batch 1 "):
         quantize(Tiny(), [FEATURES, FEATURES / 0])

@@ -10,8 +10,9 @@ import pytorch_lightning as pl
 from torch import nn
 
 from lightning_compress.callbacks import hooks
-from lightning_compress.callbacks.handover import Handover, write
+from lightning_compress.callbacks.handover import MEMORY, Handover, write
 from lightning_compress.callbacks.order import Stage, check_order
+from lightning_compress.callbacks.side_file import is_launched
 from lightning_compress.callbacks.state import plain
 from lightning_compress.core import TargetError
 from lightning_compress.core.targets import is_sharded
@@ -24,13 +25,17 @@ class AttachedCallback(pl.Callback):
     outlives_fit: ClassVar[bool] = False  # whether the module goes on needing state that its weights don't hold
 
     def __init__(self) -> None:
-        self._handover = Handover()
+        self._handover = Handover(type(self).__name__)
 
     # What a subclass says.
 
     @abstractmethod
     def prepare(self, model: nn.Module) -> None:
         """Before the optimizer exists, and again when layers were built late; idempotent."""
+
+    def waits_for_sharding(self, strategy: Any, model: pl.LightningModule) -> bool:
+        """Whether the module's own ``configure_model`` is to find the layers as they are, before :meth:`prepare`."""
+        return False
 
     @property
     @abstractmethod
@@ -40,6 +45,10 @@ class AttachedCallback(pl.Callback):
     @abstractmethod
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs to end like one that was never interrupted."""
+
+    def memory(self) -> dict[str, Any]:
+        """What :meth:`state` leaves out, since a fit in the same process finds it in memory; for one in another."""
+        return {}
 
     @abstractmethod
     def end_fit(self) -> None:
@@ -56,10 +65,14 @@ class AttachedCallback(pl.Callback):
         if stage != "fit" and not self.outlives_fit:
             return
         self._handover.forget_checkpoint()
+        if stage == "fit":
+            self._handover.recognize(pl_module)
         hooks.install(pl_module, trainer.callbacks)  # type: ignore[attr-defined]
         if stage != "fit":
             return
         check_order(trainer.callbacks)  # type: ignore[attr-defined]
+        if self.waits_for_sharding(trainer.strategy, pl_module):
+            return
         try:
             self.prepare(pl_module)
         except TargetError:
@@ -68,8 +81,11 @@ class AttachedCallback(pl.Callback):
             # The layers may come with the module's own setup or configure_model; prepare is called again after them.
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Let go of the run, and keep what the next one needs."""
+        """Let go of the run, and keep what the next one needs, where the next one will be."""
+        comes_back = stage == "fit" and self.is_training and is_launched(trainer)
         self._let_go(pl_module, stage, keep=True)
+        if comes_back:
+            self._handover.send(pl_module, first=trainer.strategy.local_rank == 0)  # type: ignore[attr-defined]
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Let go of the run: Lightning calls no teardown hook after an exception."""
@@ -80,7 +96,8 @@ class AttachedCallback(pl.Callback):
     def _let_go(self, pl_module: pl.LightningModule, stage: str, *, keep: bool) -> None:
         if stage == "fit":
             if self.is_training and keep:
-                self._handover.keep(pl_module, self.state())
+                memory = self.memory()
+                self._handover.keep(pl_module, self.state() | ({MEMORY: memory} if memory else {}))
             self.end_fit()
         if stage == "fit" or self.outlives_fit:
             hooks.remove(pl_module)
@@ -91,7 +108,7 @@ class AttachedCallback(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Add the state to checkpoints that are saved after a fit; during it the module's own hook does."""
-        if not hooks.is_installed(pl_module):
+        if not self.is_training:  # the hook may be there and find other callbacks: those of the last Trainer
             self._handover.write_kept(checkpoint, self.state_key)
 
     # State.

@@ -7,6 +7,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_compress.callbacks.order import find_callback
+from lightning_compress.core import ConfigurationError
 
 
 def averaged_module(trainer: pl.Trainer) -> nn.Module | None:
@@ -16,3 +17,25 @@ def averaged_module(trainer: pl.Trainer) -> nn.Module | None:
         if average is not None:
             return average.module if isinstance(average, AveragedModel) else average
     return None
+
+
+def refuse_new_statistics(trainer: pl.Trainer, model: nn.Module) -> None:
+    """Refuse the averaging that computes the statistics of batch normalization anew, where those are to be frozen.
+
+    Args:
+        trainer: about to set up a fit.
+        model: whose batch normalization is folded into its convolutions.
+
+    Raises:
+        ConfigurationError: says what to use.
+    """
+    if find_callback(trainer, "StochasticWeightAveraging") is not None and any(map(_is_batchnorm, model.modules())):
+        raise ConfigurationError(
+            "StochasticWeightAveraging computes the statistics of batch normalization anew when training is over, and "
+            "folded into convolutions they are frozen by then; use EMAWeightAveraging, or "
+            "QuantizationAwareTraining(fold_batchnorm=False)."
+        )
+
+
+def _is_batchnorm(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm)  # noqa: SLF001 (what that callback itself looks for)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer
 
+from lightning_compress.callbacks import zero
 from lightning_compress.core import CheckpointError
 
 
@@ -47,6 +48,7 @@ class CompanionOptimizer:
             mean: over ranks.
             scale: the factor by which a gradient scaler multiplied them.
         """
+        scale *= zero.loss_scale(self._beside) if zero.is_zero(self._beside) else 1.0
         gradients = [torch.zeros_like(tensor) if tensor.grad is None else tensor.grad for tensor in self._tensors]
         together = mean(torch.cat([gradient.flatten() for gradient in gradients])) / scale
         if bool(together.isfinite().all()):
@@ -78,4 +80,8 @@ class CompanionOptimizer:
                 "resume with the settings it was trained with."
             )
         for tensor, saved in zip(self._tensors, state, strict=True):
-            self._optimizer.state[tensor] = {name: value.clone() for name, value in saved.items()}
+            # Moments lie where the tensor does, the count of steps on the CPU.
+            self._optimizer.state[tensor] = {
+                name: value.to(tensor.device, copy=True) if value.dim() else value.clone()
+                for name, value in saved.items()
+            }

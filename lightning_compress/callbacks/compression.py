@@ -14,13 +14,24 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from lightning_compress.callbacks import zero
 from lightning_compress.callbacks.attached import AttachedCallback
 from lightning_compress.callbacks.averaging import averaged_module
 from lightning_compress.callbacks.clock import Moment, Position, check_window, position, resolve_window
-from lightning_compress.callbacks.optimizers import Ownership, gradient_scale, has_gradients, skipped_by_scaler
+from lightning_compress.callbacks.optimizers import (
+    Ownership,
+    accumulates,
+    after_each_step,
+    gradient_scale,
+    has_gradients,
+    skipped_by_scaler,
+    with_gradients,
+)
 from lightning_compress.callbacks.order import refuse_shared_targets
 from lightning_compress.callbacks.state import RunState, load_method, restored
+from lightning_compress.callbacks.strategies import refuse_lost_hooks
 from lightning_compress.core import CompressionError, Target
+from lightning_compress.core.hooks import untraced
 from lightning_compress.core.sharded import reshard, sharding_modules
 
 _PATIENCE = 10
@@ -100,6 +111,9 @@ class CompressionCallback(AttachedCallback):
     def load_for_evaluation(self, model: nn.Module, state: dict[str, Any]) -> None:
         """A checkpoint was loaded to be evaluated; ``state`` is its :meth:`method_state`."""
 
+    def agree(self, trainer: pl.Trainer) -> None:
+        """Give every rank what all have seen, if they gather anything of their own; called on all of them at once."""
+
     def at_end(self, model: nn.Module) -> None:
         """Training is over; on every process, before one of them tells the :meth:`summary`."""
 
@@ -109,32 +123,45 @@ class CompressionCallback(AttachedCallback):
 
     # When, in the order in which Lightning calls.
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """As for all, where the model keeps what it computes with."""
+        if stage != "fit":
+            refuse_lost_hooks(trainer.strategy, pl_module, type(self).__name__)
+        super().setup(trainer, pl_module, stage)
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Place the window and continue from a checkpoint: under every strategy its weights are loaded by now."""
         self._sharding = sharding_modules(pl_module)
         reshard(self._sharding)  # a validation leaves them whole: each look at the parameters begins with this
         refuse_shared_targets(self, trainer.callbacks)  # type: ignore[attr-defined]
+        hook = partial(self._after_optimizer_step, trainer, pl_module)
+        self._handles = [after_each_step(optimizer, hook) for optimizer in trainer.optimizers]
         self._ownership = Ownership(trainer.optimizers, self.targets, type(self).__name__)
         if self._ownership.untrained:
             self.on_untrained(self._ownership.untrained)
         self.begin(pl_module, resumed=self._restore(trainer, pl_module))
-        hook = partial(self._after_optimizer_step, trainer, pl_module)
-        self._handles = [optimizer.register_step_post_hook(hook) for optimizer in trainer.optimizers]
         self._waited, self._logged = 0, {}
         if self.in_fit.step == 0:
             self._update_if_due(trainer, pl_module)
+        for optimizer in trainer.optimizers:
+            zero.copy_changes_(optimizer, [self.targets[place].parameter for place in self.owned_by(optimizer)])
 
+    @untraced  # under manual optimization a compiled step calls it, and torch breaks the graph in any case
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
         """Show the subclass its gradients; clipping comes after this hook."""
+        if accumulates(trainer):
+            return
         reshard(self._sharding)
         owned = self.owned_by(optimizer)
         # Remembered, since some optimizers (SAM) clear the gradients within their step.
-        self._has_gradients = has_gradients([self.targets[place] for place in owned])
+        self._has_gradients = zero.is_zero(optimizer) or has_gradients([self.targets[place] for place in owned])
         scale = gradient_scale(trainer, optimizer) if owned else None
-        if scale is not None:
-            self.before_step(owned, scale=scale, due=self._is_due(trainer, ahead=1))
+        if scale is not None and type(self).before_step is not CompressionCallback.before_step:
+            due = self._is_due(trainer, ahead=1)
+            for places in with_gradients(optimizer, owned, self.targets):
+                self.before_step(places, scale=scale, due=due)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -152,16 +179,27 @@ class CompressionCallback(AttachedCallback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say what was reached."""
         reshard(self._sharding)
+        self.agree(trainer)
         self.at_end(pl_module)
         sentence, as_asked = self.summary()
         say = rank_zero_info if as_asked or getattr(trainer, "fast_dev_run", False) else rank_zero_warn
         say(f"{type(self).__name__}: {sentence}")
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take over what a checkpoint that is to be evaluated needs beside its weights."""
-        state = None if self.run is not None or trainer.state.fn == TrainerFn.FITTING else self._handover.peek()
-        if state is not None:
+        """Take over what the model that is to be evaluated needs beside its weights, from a checkpoint or the fit."""
+        if self.run is not None or trainer.state.fn == TrainerFn.FITTING:
+            return
+        if (state := self._handover.peek()) is not None:
             load_method(partial(self.load_for_evaluation, pl_module), state, type(self).__name__)
+        elif self.outlives_fit:
+            self._attach_returned(pl_module)
+
+    def _attach_returned(self, model: nn.Module) -> None:
+        """What a model needs beside its weights, if these alone came back from a fit in launched processes."""
+        state = self._handover.peek_returned(model)
+        if state is not None:
+            load_method(partial(self.load_for_evaluation, model), state, type(self).__name__)
+            self._handover.recognize(model)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """As before a validation."""
@@ -172,6 +210,14 @@ class CompressionCallback(AttachedCallback):
         self.on_validation_start(trainer, pl_module)
 
     # State.
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """One rank writes, and not what it alone has seen; but after an exception the others may never come here."""
+        if self.is_training and not trainer.interrupted:
+            self.agree(trainer)
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
 
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs to end like one that was never interrupted."""
@@ -215,6 +261,7 @@ class CompressionCallback(AttachedCallback):
     def _counts(self, optimizer: Optimizer) -> bool:
         return self._ownership is not None and optimizer is self._ownership.counted
 
+    @untraced
     def _after_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer, *_: Any
     ) -> None:
@@ -227,6 +274,7 @@ class CompressionCallback(AttachedCallback):
         if stepped and self._counts(optimizer):
             self.in_fit.step += 1
             self._update_if_due(trainer, pl_module)
+        zero.copy_changes_(optimizer, [self.targets[place].parameter for place in owned])
 
     def _update_if_due(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self._is_due(trainer) or self._must_wait(trainer):

@@ -16,16 +16,18 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch import nn
 
 from lightning_compress.callbacks.attached import AttachedCallback
-from lightning_compress.callbacks.handover import CHECKPOINT_KEY
+from lightning_compress.callbacks.handover import CHECKPOINT_KEY, MEMORY
 from lightning_compress.callbacks.order import Stage
 from lightning_compress.callbacks.reporting import applied
 from lightning_compress.callbacks.reporting.baseline import BEFORE_FIT, Baseline, check_baseline
 from lightning_compress.callbacks.reporting.comparison import compare
 from lightning_compress.callbacks.reporting.curves import Curves
 from lightning_compress.callbacks.reporting.dense import DenseModel
+from lightning_compress.callbacks.reporting.last_report import LastReport
 from lightning_compress.callbacks.reporting.loaders import chosen_loaders
 from lightning_compress.callbacks.reporting.untouched import untouched
 from lightning_compress.callbacks.state import refuse_damage
+from lightning_compress.callbacks.strategies import is_model_parallel
 from lightning_compress.core import ConfigurationError
 from lightning_compress.measurement.subjects import Runtime
 from lightning_compress.report import Report, report_table, write_report
@@ -59,9 +61,6 @@ class CompressionReport(AttachedCallback):
             eager and those that are installed. ``[]`` for none.
         slices: entry of a batch that says to which part of the data an example belongs, for accuracy by part.
         probe: train a linear probe on each layer of both models (Belinkov & Glass 2019).
-
-    Attributes:
-        report: the last one; ``None`` before it, and on all ranks but the first.
 
     Raises:
         ConfigurationError: a value that cannot work.
@@ -109,7 +108,7 @@ class CompressionReport(AttachedCallback):
         self.runtimes = runtimes
         self.slices = slices
         self.probe = probe
-        self.report: Report | None = None
+        self._last = LastReport()
         self._dense = DenseModel(baseline)
         self._curves = Curves()
         self._trains = self._has_trained = False
@@ -119,6 +118,11 @@ class CompressionReport(AttachedCallback):
     def state_key(self) -> str:
         """There is one of its kind in a trainer."""
         return type(self).__qualname__
+
+    @property
+    def report(self) -> Report | None:
+        """The last one; ``None`` before it, and on all ranks but the first."""
+        return self._last.get()
 
     def in_words(self) -> str:
         """A report changes nothing."""
@@ -131,6 +135,12 @@ class CompressionReport(AttachedCallback):
         alike = [one for one in trainer.callbacks if isinstance(one, CompressionReport)]  # type: ignore[attr-defined]
         if len(alike) > 1:
             raise ConfigurationError("Trainer(callbacks=[...]) has two CompressionReport: one reports on everything.")
+        if is_model_parallel(trainer.strategy) and stage in ("fit", "test"):
+            rank_zero_warn(
+                "CompressionReport under ModelParallelStrategy: no process has the whole model, so only its quality is "
+                "measured. For sizes and latency save a checkpoint in one file, and test the model that "
+                "lightning_compress.load_from_checkpoint reads in a Trainer on one process."
+            )
         self._joins_late = False
         super().setup(trainer, pl_module, stage)
 
@@ -145,7 +155,7 @@ class CompressionReport(AttachedCallback):
             self._curves = Curves()
             self._dense.begin(pl_module, self._resolve_folder(trainer), joins_late=self._joins_late)
         else:
-            refuse_damage(partial(self._load, pl_module), state, type(self).__name__)
+            refuse_damage(partial(self._load, trainer, pl_module), state, type(self).__name__)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -164,9 +174,12 @@ class CompressionReport(AttachedCallback):
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A checkpoint that is tested tells where its dense model is."""
-        state = None if self._trains else self._handover.peek()
-        if state is not None:
-            refuse_damage(partial(self._load, pl_module), state, type(self).__name__)
+        if self._trains:
+            return
+        if (state := self._handover.peek()) is not None:
+            refuse_damage(partial(self._load, trainer, pl_module), state, type(self).__name__)
+        else:
+            self._take_returned(trainer, pl_module)
 
     # The report.
 
@@ -191,9 +204,10 @@ class CompressionReport(AttachedCallback):
             return
         folder = self._resolve_folder(trainer)
         with isolate_rng(), untouched(pl_module):  # loaders draw a seed, and what is evaluated may count
-            self.report = self._measured(trainer, pl_module, stage)
-        if self.report is not None:
-            self._show(trainer, self.report, folder)
+            report = self._measured(trainer, pl_module, stage)
+        self._last.set(report, trainer)
+        if report is not None:
+            self._show(trainer, report, folder)
         trainer.strategy.barrier("CompressionReport")
 
     def _measured(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> Report | None:
@@ -284,6 +298,7 @@ class CompressionReport(AttachedCallback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """As for all; so does a test of a checkpoint that is saved after the fit."""
+        self._take_returned(trainer, pl_module)
         self._dense.keep()
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
 
@@ -292,11 +307,24 @@ class CompressionReport(AttachedCallback):
         file = None if self._dense.file is None else str(self._dense.file.absolute())
         return {"method": {"curves": self._curves.state_dict(), "dense": file}}
 
-    def _load(self, pl_module: pl.LightningModule, state: Mapping[str, Any]) -> None:
+    def memory(self) -> dict[str, Any]:
+        """The dense weights, of which a checkpoint has the path."""
+        weights = self._dense.weights()
+        return {} if weights is None else {"dense": weights}
+
+    def _load(self, trainer: pl.Trainer, pl_module: pl.LightningModule, state: Mapping[str, Any]) -> None:
         method = state["method"]
         self._curves = Curves.from_state(method["curves"])
         file = None if method["dense"] is None else Path(method["dense"])
-        self._dense.resume(pl_module, file, self._resolve_folder(pl_module.trainer))
+        self._dense.resume(pl_module, file, self._resolve_folder(trainer))
+        self._dense.recall(pl_module, state.get(MEMORY, {}).get("dense"))
+
+    def _take_returned(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """From a fit in launched processes the dense model comes back, too."""
+        state = self._handover.peek_returned(pl_module)
+        if state is not None:
+            refuse_damage(partial(self._load, trainer, pl_module), state, type(self).__name__)
+            self._handover.recognize(pl_module)
 
     def end_fit(self) -> None:
         """The dense model stays, for a test."""

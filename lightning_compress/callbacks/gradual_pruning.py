@@ -257,6 +257,15 @@ class GradualPruning(CompressionCallback):
         for pool, initial in zip(self._pools, state["initial"], strict=True):
             pool.initial = float(initial)
 
+    def agree(self, trainer: pl.Trainer) -> None:
+        """Norms of inputs as all ranks have seen them, where each has seen any."""
+        pruner, missing = self._attached(), self.missing()
+        if self.in_fit.is_over or not pruner.statistics.reads_inputs:
+            return
+        all_have = partial(trainer.strategy.reduce_boolean_decision, all=True)
+        seen = [place for place, target in enumerate(self.targets) if all_have(target.name not in missing)]
+        pruner.reduce_statistics(partial(trainer.strategy.reduce, reduce_op="mean"), seen)
+
     def at_end(self, model: nn.Module) -> None:
         """Look for pruned weights that came back."""
         self._revived = self._attached().revived()

@@ -99,17 +99,17 @@ def _load(self: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
 
 def _setup(self: pl.LightningModule, stage: str) -> None:
     _original(self, "setup")(stage)
-    _prepare(self)
+    _prepare(self, [one for one in _attached(self) if not one.waits_for_sharding(self.trainer.strategy, self)])
 
 
 def _configure(self: pl.LightningModule) -> None:
     _original(self, "configure_model")()
-    _prepare(self)
+    _prepare(self, _attached(self))
 
 
-def _prepare(self: pl.LightningModule) -> None:
+def _prepare(self: pl.LightningModule, callbacks: Sequence[AttachedCallback]) -> None:
     if self.trainer.state.fn == TrainerFn.FITTING:
-        for callback in _attached(self):
+        for callback in callbacks:
             callback.prepare(self)
 
 

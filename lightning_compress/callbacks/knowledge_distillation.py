@@ -16,13 +16,16 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_compress.callbacks.alongside import Alongside
 from lightning_compress.callbacks.attached import AttachedCallback
+from lightning_compress.callbacks.handover import MEMORY
 from lightning_compress.callbacks.hooks import AroundSteps, has_forward
 from lightning_compress.callbacks.optimizers import skipped_by_scaler
 from lightning_compress.callbacks.order import Stage
+from lightning_compress.callbacks.side_file import is_launched
 from lightning_compress.callbacks.state import refuse_damage
 from lightning_compress.callbacks.strategies import refuse_flat_parameters
 from lightning_compress.callbacks.student_copies import StudentCopies
 from lightning_compress.core import CompressionError, ConfigurationError
+from lightning_compress.core.hooks import untraced
 from lightning_compress.distillation import DistillationLoss, SoftTargets
 from lightning_compress.distillation.arguments import (
     DTYPES,
@@ -38,6 +41,7 @@ from lightning_compress.distillation.base import Pick
 from lightning_compress.distillation.batch import Labels, has_labels, labels_of, plain_batch
 from lightning_compress.distillation.distiller import Distiller
 from lightning_compress.distillation.teacher import Asked, Mirror, NetworkTeacher, Peer, is_spread, placed
+from lightning_compress.quantization import remove
 
 _PATIENCE = 10
 
@@ -142,6 +146,10 @@ class KnowledgeDistillation(AttachedCallback, AroundSteps):
         if self.copies.are_wanted or getattr(trainer.strategy, "zero_stage_3", False):
             copied = " of 'self' or 'ema'" if self.copies.are_wanted else ""
             refuse_flat_parameters(trainer.strategy, f"KnowledgeDistillation{copied}")
+        if is_launched(trainer):  # spawned processes share the tensors that they are given, and train these
+            for peer in self._peers.values():
+                for tensor in (*peer.parameters(), *peer.buffers()):
+                    tensor.data = tensor.data.clone()
         super().setup(trainer, pl_module, stage)
 
     def prepare(self, model: nn.Module) -> None:
@@ -178,6 +186,8 @@ class KnowledgeDistillation(AttachedCallback, AroundSteps):
         state = self._handover.take(pl_module)
         if state is None and self._handover.from_checkpoint and trainer.strategy.restore_checkpoint_after_setup:
             self.copies.begin(pl_module)  # with the weights of a run that had no copies
+        if state is not None:
+            refuse_damage(self._recall, state, self.state_key)
         self.copies.settle()
         asked = {self._asked(one, pl_module): share for one, share in zip(self._given, self._shares, strict=True)}
         if state is None:
@@ -213,6 +223,7 @@ class KnowledgeDistillation(AttachedCallback, AroundSteps):
                 return output
             return _with_loss(output, partial(self._loss, module))
 
+    @untraced  # where torch breaks the graph in any case
     def loss_of_backward(self, module: pl.LightningModule, loss: Tensor) -> Tensor:
         """The loss of manual optimization, with the terms if it is the one that ``backward`` chooses."""
         self._backwards += 1
@@ -258,6 +269,54 @@ class KnowledgeDistillation(AttachedCallback, AroundSteps):
         learned = self._running().state_dict()
         moments = [] if self._alongside is None else self._alongside.moments()
         return {"method": {"learned": learned, "moments": moments, "copies": self.copies.state_dict()}}
+
+    def memory(self) -> dict[str, Any]:
+        """The copy that stays, of which a checkpoint has the fingerprint."""
+        is_there = "self" in self.copies and not is_spread(self.copies["self"])
+        return {"self": self.copies["self"].state_dict()} if is_there else {}
+
+    def restore_teachers_(self, model: nn.Module) -> None:
+        """Bring back what taught and trained in the last fit, after one in launched processes.
+
+        From ``ddp_spawn``, ``ddp_fork`` and their like the weights of ``model`` alone come back. This gives the models
+        that were passed as ``Peer(...)`` theirs, and ``copies["ema"]`` is there again. A fit that goes on does it by
+        itself.
+
+        Args:
+            model: the one that was given to ``fit``; it stays as it is.
+
+        Raises:
+            CompressionError: no fit has left anything, or it left other weights.
+        """
+        state = self._handover.peek_returned(model)
+        if state is not None:
+            refuse_damage(partial(self._restore, model), state, self.state_key)
+        elif not self._handover.has_left(model):
+            what = "the last fit left other weights than these" if self._handover.has_kept else "no fit was distilled"
+            raise CompressionError(
+                f"restore_teachers_({type(model).__name__}): {what}; give the module that trainer.fit was given."
+            )
+
+    def _restore(self, model: nn.Module, state: Mapping[str, Any]) -> None:
+        learned = state["method"]["learned"]
+        for name, peer in self._peers.items():
+            own = {key.removeprefix(f"{name}."): value for key, value in learned.items() if key.startswith(f"{name}.")}
+            peer.load_state_dict(own)
+        self.copies.make(remove(model))  # without quantizers
+        self._recall(state)
+        self.copies.settle()
+        self.copies.load_state_dict(state["method"]["copies"])
+
+    def _recall(self, state: Mapping[str, Any]) -> None:
+        """What stays is as it was before the first fit, also if that was in another process."""
+        weights = state.get(MEMORY, {}).get("self")
+        if weights is not None and "self" in self.copies:
+            self.copies["self"].load_state_dict(weights)
+
+    @property
+    def _peers(self) -> dict[str, nn.Module]:
+        """Models that train, by the name of what each learns."""
+        return {f"peer_{place}": one.model for place, one in enumerate(self._given) if isinstance(one, Peer)}
 
     def _load(self, state: Mapping[str, Any]) -> Sequence[Mapping[str, Tensor]]:
         method = state["method"]
@@ -313,6 +372,7 @@ class KnowledgeDistillation(AttachedCallback, AroundSteps):
         present = [name in terms or bool(count) for name, count in zip(names, counts, strict=True)]
         return {name: value for name, value, one in zip(names, values / counts, present, strict=True) if one}
 
+    @untraced
     def _after_optimizer_step(self, trainer: pl.Trainer, optimizer: Optimizer, *_: Any) -> None:
         if self._distiller is None or self._alongside is None or skipped_by_scaler(optimizer):
             return
@@ -322,8 +382,7 @@ class KnowledgeDistillation(AttachedCallback, AroundSteps):
         if "ema" in self.copies:
             average_(self.copies["ema"], trainer.lightning_module, self.ema_decay)
         if trainer.world_size > 1:
-            peers = [one.model for one in self._given if isinstance(one, Peer)]
-            for network in [*peers, *([self.copies["ema"]] if "ema" in self.copies else [])]:
+            for network in [*self._peers.values(), *([self.copies["ema"]] if "ema" in self.copies else [])]:
                 agree_(network, partial(trainer.strategy.reduce, reduce_op="mean"))
 
     def _check_backwards(self) -> None:

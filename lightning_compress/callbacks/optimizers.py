@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
+from lightning_compress.callbacks import zero
 from lightning_compress.core import ConfigurationError, Target
 from lightning_compress.core.sharded import Spread, local
 
@@ -49,14 +51,41 @@ class Ownership:
 
 def trained_by(optimizer: Optimizer) -> list[torch.Tensor]:
     """All parameters of an optimizer."""
+    if zero.is_zero(optimizer):
+        return zero.trained_by(optimizer)
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def after_each_step(optimizer: Any, hook: Callable[..., Any]) -> RemovableHandle:
+    """Call ``hook(optimizer, args, kwargs)`` after each step of an optimizer.
+
+    Raises:
+        ConfigurationError: it has no such hooks, nor is it DeepSpeed's of ZeRO stages 1 and 2.
+    """
+    if zero.is_zero(optimizer):
+        return zero.register_step_post_hook(optimizer, hook)
+    if not hasattr(optimizer, "register_step_post_hook"):
+        raise ConfigurationError(
+            f"{type(optimizer).__name__} steps copies of the weights that no callback reaches; use "
+            "DeepSpeedStrategy(stage=2) without a config= of your own, or strategy='ddp'."
+        )
+    handle: RemovableHandle = optimizer.register_step_post_hook(hook)
+    return handle
+
+
+def accumulates(trainer: pl.Trainer) -> bool:
+    """Whether no step follows though Lightning's hooks announce one: DeepSpeed adds up gradients by itself."""
+    engine: Any = getattr(trainer.strategy, "deepspeed_engine", None)
+    return engine is not None and not engine.is_gradient_accumulation_boundary()
 
 
 def skipped_by_scaler(optimizer: Optimizer) -> bool:
     """Whether the step that just returned was none, because a gradient scaler found an infinite gradient.
 
-    An ordinary optimizer it does not even call; a fused one it calls with ``found_inf`` set.
+    An ordinary optimizer it does not even call; a fused one it calls with ``found_inf`` set. DeepSpeed looks itself.
     """
+    if zero.is_zero(optimizer):
+        return zero.skipped(optimizer)
     found_inf = getattr(optimizer, "found_inf", None)
     return found_inf is not None and bool(found_inf)
 
@@ -66,13 +95,28 @@ def has_gradients(owned: Sequence[Target]) -> bool:
     return any(target.parameter.grad is not None for target in owned)
 
 
+def with_gradients(optimizer: Optimizer, owned: list[int], targets: Sequence[Target]) -> Iterator[list[int]]:
+    """The positions of targets whose gradients are there meanwhile: all of ``owned``, or one after the other.
+
+    DeepSpeed's gradients lie in parts on all processes, and are gathered.
+    """
+    if not zero.is_zero(optimizer):
+        yield owned
+        return
+    for place in owned:
+        with zero.whole_gradient(targets[place].parameter):
+            yield [place]
+
+
 def gradient_scale(trainer: pl.Trainer, optimizer: Optimizer) -> float | None:
     """The factor by which an optimizer's gradients are multiplied just before its step.
 
     Returns:
-        1.0 but for fused optimizers under a gradient scaler, which unscale inside their step; ``None`` if a gradient
-        is not finite, so that the scaler is about to skip the step.
+        1.0 but for optimizers that unscale inside their step, as fused ones do under a gradient scaler; ``None`` if a
+        gradient is not finite, so that the step is about to be skipped.
     """
+    if zero.is_zero(optimizer):
+        return None if zero.is_about_to_skip(optimizer) else zero.loss_scale(optimizer)
     scaler: Any = getattr(trainer.precision_plugin, "scaler", None)
     if scaler is None:
         return 1.0

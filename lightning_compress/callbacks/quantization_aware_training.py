@@ -9,24 +9,29 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities import rank_zero_warn
-from torch import nn
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_compress.callbacks import hooks
+from lightning_compress.callbacks.averaging import refuse_new_statistics
 from lightning_compress.callbacks.clock import Position
 from lightning_compress.callbacks.companion import CompanionOptimizer
 from lightning_compress.callbacks.compression import CompressionCallback
 from lightning_compress.callbacks.order import Stage
+from lightning_compress.callbacks.side_file import is_launched
 from lightning_compress.callbacks.state import refuse_damage
-from lightning_compress.callbacks.strategies import refuse_flat_parameters
+from lightning_compress.callbacks.strategies import is_model_parallel, refuse_averages_of_parts, refuse_flat_parameters
 from lightning_compress.core import CheckpointError, CompressionError, ConfigurationError, Target
-from lightning_compress.core.targets import as_patterns, is_sharded, select, skipped_layers
+from lightning_compress.core.precision import plain_name
+from lightning_compress.core.sharded import stay_in_parts
+from lightning_compress.core.targets import as_patterns, select, skipped_layers
 from lightning_compress.quantization import Quantization, Settings
+from lightning_compress.quantization.arguments import check_arguments
 from lightning_compress.quantization.attention import attention_modules
 from lightning_compress.quantization.settings import Granularity, Method, Scheme, WeightFormat
 
 _ADDED_BITS = 8  # of the integers that runtimes add
-_WHOLE = "Trainer(strategy='ddp')"  # where each process has all parameters
 _REFRESH_EVERY = 20  # optimizer steps after which percentile and MSE look at the weights again
 
 
@@ -47,6 +52,11 @@ def restore_quantization_(model: nn.Module, state: Mapping[str, Any]) -> None:
         QuantizationAwareTraining(**settings).load_for_evaluation(model, saved["method"])
 
     refuse_damage(load, state, QuantizationAwareTraining.__name__)
+
+
+def _over_ranks(strategy: Any, tensor: Tensor, how: Literal["max", "mean"]) -> Tensor:
+    reduced: Tensor = strategy.reduce(tensor, reduce_op=how)
+    return reduced
 
 
 class QuantizationAwareTraining(CompressionCallback):
@@ -138,29 +148,15 @@ class QuantizationAwareTraining(CompressionCallback):
             method=method,
             power_of_two=power_of_two,
         )
-        for argument, switch in {"fold_batchnorm": fold_batchnorm, "attention": attention}.items():
-            if not isinstance(switch, bool):
-                raise ConfigurationError(f"QuantizationAwareTraining({argument}={switch!r}): expected True or False.")
-        if not isinstance(residual_sums, bool) and residual_sums != "auto":
-            raise ConfigurationError(
-                f"QuantizationAwareTraining(residual_sums={residual_sums!r}): expected True, False or 'auto'."
-            )
-        for argument, asked in {"attention": attention, "residual_sums": residual_sums is True}.items():
-            if asked and activation_bits is None:
-                raise ConfigurationError(
-                    f"{argument}=True quantizes inputs, and activation_bits=None leaves them: drop one."
-                )
-        for argument, patterns in {"include": include, "exclude": exclude}.items():
-            as_patterns([] if patterns is None else patterns, argument)
-        if overrides is not None and not (
-            isinstance(overrides, Mapping) and all(isinstance(changes, Mapping) for changes in overrides.values())
-        ):
-            raise ConfigurationError(
-                f"overrides={overrides!r}: write a mapping from patterns to settings, such as "
-                "{'*.layer.0.*': {'weight_bits': 8}}."
-            )
-        for changes in (overrides or {}).values():
-            self._wanted.override(changes)
+        check_arguments(
+            self._wanted,
+            fold_batchnorm=fold_batchnorm,
+            attention=attention,
+            residual_sums=residual_sums,
+            include=include,
+            exclude=exclude,
+            overrides=overrides,
+        )
         self._quantization: Quantization | None = None
         self._ranges: CompanionOptimizer | None = None
 
@@ -185,16 +181,25 @@ class QuantizationAwareTraining(CompressionCallback):
                 "layer as overrides={'*.layer.0.*': {'weight_bits': 4}}."
             )
         if stage == "fit":
-            refuse_flat_parameters(trainer.strategy, "QuantizationAwareTraining", instead=_WHOLE)
+            refuse_flat_parameters(trainer.strategy, "QuantizationAwareTraining")
+            refuse_averages_of_parts(trainer, "QuantizationAwareTraining")
+            if self.fold_batchnorm:
+                refuse_new_statistics(trainer, pl_module)
         super().setup(trainer, pl_module, stage)
+
+    def waits_for_sharding(self, strategy: Any, model: pl.LightningModule) -> bool:
+        """What a module shards by name and class are layers without quantizers."""
+        return is_model_parallel(strategy) and "configure_model" in hooks.overridden(model)
 
     def prepare(self, model: nn.Module) -> None:
         """Choose the layers and put quantizers on them; they show everything as it is until ``start``."""
         targets = select(model, include=self.include, exclude=self.exclude, recurrent=True)
-        sharded = [target.name for target in targets if is_sharded(target.parameter)]
-        if sharded:
+        chosen = {target.name for target in targets}
+        cut = [name for name in stay_in_parts(model) if plain_name(name) in chosen]
+        if cut:
             raise ConfigurationError(
-                f"QuantizationAwareTraining does not work on sharded parameters ({sharded[0]}, ...); use {_WHOLE}."
+                f"QuantizationAwareTraining does not work under tensor parallelism: no process ever holds {cut[0]} "
+                "whole; share its memory by fully_shard instead, or leave it out by exclude=."
             )
         if self.attention and not attention_modules(model):
             raise ConfigurationError(
@@ -237,6 +242,48 @@ class QuantizationAwareTraining(CompressionCallback):
                 self.prepare(model)
             self.load_method_state(state, is_over=True)
 
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """As for all; and say what a process that ends with the fit leaves to do."""
+        goes_back = stage == "fit" and self.is_training and is_launched(trainer)
+        super().teardown(trainer, pl_module, stage)
+        if goes_back:
+            rank_zero_info(
+                "QuantizationAwareTraining: weights alone come back from these processes; call the callback's "
+                "attach_(model) before you export, convert or remove."
+            )
+
+    def attach_(self, model: nn.Module) -> None:
+        """Put the quantizers of the last fit on the model that it left, after a fit in launched processes.
+
+        From ``ddp_spawn``, ``ddp_fork`` and their like weights alone come back: call this before the model is exported,
+        converted, saved with ``save_compressed`` or given to ``lightning_compress.remove``. A Trainer with this
+        callback does it by itself before it tests, validates, predicts or goes on training. On a model that the fit
+        left as it is this changes nothing.
+
+        Args:
+            model: the one that was given to ``fit``; its layers are changed in place.
+
+        Raises:
+            CompressionError: no fit has left quantizers, or it left other weights.
+
+        Example:
+            >>> import pytorch_lightning as pl
+            >>> from lightning_compress import QuantizationAwareTraining
+            >>> quantization = QuantizationAwareTraining()
+            >>> def fit_and_export(module, data, sample):
+            ...     pl.Trainer(strategy="ddp_spawn", devices=8, callbacks=[quantization]).fit(module, data)
+            ...     quantization.attach_(module)
+            ...     lightning_compress.export(module, "model.onnx", sample)
+        """
+        model = getattr(model, "_orig_mod", model)
+        self._attach_returned(model)
+        if not self._handover.has_left(model):
+            what = "the last fit left other weights than these" if self._handover.has_kept else "no fit has left ranges"
+            raise CompressionError(
+                f"attach_({type(model).__name__}): {what}; give the module that trainer.fit was given, or read a "
+                "checkpoint with lightning_compress.load_from_checkpoint."
+            )
+
     def method_state(self) -> dict[str, Any]:
         """Ranges, folded pairs, and the moments of learned ranges."""
         ranges = [] if self._ranges is None else self._ranges.state_dict()
@@ -250,16 +297,16 @@ class QuantizationAwareTraining(CompressionCallback):
     def update(self, model: nn.Module, now: Position, trainer: pl.Trainer) -> None:
         """Watch one step; then quantize, and follow the ranges until they are frozen."""
         quantization = self.attached()
-        reduce_max = partial(trainer.strategy.reduce, reduce_op="max")
+        reduce = partial(_over_ranks, trainer.strategy)
         if quantization.phase == "waiting":
             quantization.watch_()
             return
         if quantization.phase == "watching":
-            quantization.activate_(reduce_max)
+            quantization.activate_(reduce)
             self._train_ranges()
         else:
             self._step_ranges(trainer)
-            quantization.advance_(reduce_max, refresh_every=_REFRESH_EVERY)
+            quantization.advance_(reduce, refresh_every=_REFRESH_EVERY)
         if self.in_fit.window.progress(now) >= 1.0:
             quantization.freeze_()
             self._ranges = None
@@ -323,7 +370,7 @@ class QuantizationAwareTraining(CompressionCallback):
         if self._ranges is not None:
             scaler: Any = getattr(trainer.precision_plugin, "scaler", None)
             scale = 1.0 if scaler is None else float(scaler.get_scale())
-            self._ranges.step(partial(trainer.strategy.reduce, reduce_op="mean"), scale)
+            self._ranges.step(partial(_over_ranks, trainer.strategy, how="mean"), scale)
             self.attached().settle_()
 
     def attached(self) -> Quantization:

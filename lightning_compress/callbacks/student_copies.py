@@ -12,6 +12,7 @@ from torch import nn
 
 from lightning_compress.callbacks import hooks
 from lightning_compress.core import CheckpointError, ConfigurationError
+from lightning_compress.core.copies import uncompile_
 from lightning_compress.core.precision import plain_name
 from lightning_compress.core.sharded import Layout, local
 from lightning_compress.core.sharded_state import part_of
@@ -78,6 +79,7 @@ class StudentCopies:
             if known is None or _differ(known, model):
                 self._are_new = True
                 copied = _twin(known, model) if is_spread(model) else copy.deepcopy(model)
+                uncompile_(vars(copied))  # or it would compute with the student's weights
                 copied.requires_grad_(False).eval()  # noqa: FBT003 (positional only)
                 self._copies[name] = copied.float() if name == "ema" else copied
         self._original = weakref.ref(model)

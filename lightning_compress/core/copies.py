@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 
 Model = TypeVar("Model", bound=nn.Module)
 
+_COMPILED, _ORIGINAL = "_compiler_ctx", "original_"  # where Lightning keeps the methods that it compiled, and how
 _OF_TORCH = frozenset(vars(nn.Module()))  # parameters, buffers, children, hooks
 
 
@@ -33,6 +34,20 @@ def copied(model: Model) -> Model:
         return copy.deepcopy(model)
     except Exception:  # each class says in its own way that it does not want to be copied
         return copy.deepcopy(model, _not_copied(model))
+
+
+def uncompile_(attributes: dict[str, Any]) -> None:
+    """Let a LightningModule run eagerly that was compiled as a whole: its compiled methods are those of the original.
+
+    Args:
+        attributes: of the module.
+    """
+    if (compiled := attributes.get(_COMPILED)) is None:
+        return
+    for name in compiled:
+        if name.startswith(_ORIGINAL):
+            attributes.pop(name.removeprefix(_ORIGINAL), None)
+    attributes[_COMPILED] = None
 
 
 def own_attributes(module: nn.Module) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lightning_compress.core import CheckpointError, ConfigurationError
+from lightning_compress.core.hooks import Eagerly, forget_compiled, untraced
 from lightning_compress.distillation.base import DistillationLoss, FeaturePair, Observation, Pick
 from lightning_compress.distillation.batch import (
     Labels,
@@ -103,6 +104,7 @@ class Distiller:
                 stack.enter_context(self._watch.recording())
                 yield
                 return
+            stack.callback(Eagerly().close)  # in a compiled step no module would be called
             self._outermost = Outermost(
                 self.student, lambda module: stack.enter_context(self._connect(module).recording())
             )
@@ -116,6 +118,7 @@ class Distiller:
         arguments, keywords = inputs_of(plain_batch(batch), self._labels, network)
         network(*arguments, **keywords)
 
+    @untraced
     def terms(self, batch: Any, *, step: int) -> dict[str, Tensor]:
         """The weighted terms for the calls recorded so far; call it inside :meth:`watching`.
 
@@ -130,7 +133,7 @@ class Distiller:
             ConfigurationError: what student and teacher show cannot be compared, or there never is a call.
         """
         self._check_outermost()
-        calls = [] if self._watch is None else list(self._watch.calls)
+        calls = [] if self._watch is None else self._watch.recorded()
         self._count(calls)
         if not calls:
             return {}
@@ -156,7 +159,7 @@ class Distiller:
         Where ranks wait for each other's gradients, each must have one of every weight. Losses that look at early
         layers give none to later ones.
         """
-        calls = [] if self._watch is None else self._watch.calls
+        calls = [] if self._watch is None else self._watch.recorded()
         zeros = [_zero(tensor) for call in calls for tensor in _floating(call.output)]
         return {"nothing": torch.stack(zeros).sum()} if zeros else {}
 
@@ -171,7 +174,7 @@ class Distiller:
     def forget(self) -> None:
         """What was recorded so far has been used up: an earlier backward has freed it, say."""
         if self._watch is not None:
-            self._watch.calls.clear()
+            self._watch.forget()
 
     def _connect(self, network: nn.Module) -> Watch:
         try:
@@ -179,6 +182,7 @@ class Distiller:
         except BaseException:
             self.close()
             raise
+        forget_compiled()
         return self._watch
 
     def _places(self, network: nn.Module) -> list[Place]:
@@ -275,7 +279,7 @@ class Distiller:
 
     def _loss_of_peer(self, batch: Any, call: Call, answer: Call, number: int) -> Tensor:
         """Zhang et al. 2018 (arXiv 1706.00384), equation 4: cross-entropy with the labels, and the terms reversed."""
-        total = next(self.student.parameters()).new_zeros((), dtype=torch.float32)
+        total = torch.zeros((), device=next(self.student.parameters()).device)
         for name, loss in self._losses.items():
             student, peer = self._observations(batch, call, answer, name, number)
             total = total + loss.weight * loss(peer, student, None)

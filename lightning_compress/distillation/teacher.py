@@ -128,7 +128,7 @@ class NetworkTeacher(Asked):
             self.watch(())
         watch: Watch = self._watch  # type: ignore[assignment]
         arguments, keywords = _cast((call.arguments, self._understood(call.keywords)), dtype_of(self._network))
-        with watch.recording() as calls:
+        with watch.recording():
             try:
                 self._network(*arguments, **keywords)
             except torch.OutOfMemoryError:
@@ -137,7 +137,7 @@ class NetworkTeacher(Asked):
                 raise ConfigurationError(
                     f"the teacher {type(self._network).__name__} cannot be called as the student is: {error}."
                 ) from error
-            return calls[0]
+            return watch.recorded()[0]
 
     def _understood(self, keywords: Mapping[str, Any]) -> dict[str, Any]:
         inputs, accepted = without_labels(keywords, self._network), _accepted(self._network)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -15,18 +13,9 @@ from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 
 from lightning_compress.core import ConfigurationError
-from lightning_compress.core.hooks import untraced
-from lightning_compress.core.targets import COMPILED
-from lightning_compress.distillation.base import Pick
+from lightning_compress.distillation.places import Place, find, inside, is_compiled_in_parts, picked
 
-
-@dataclass(frozen=True)
-class Place:
-    """What to look at inside a network; see :class:`~lightning_compress.distillation.base.FeaturePair`."""
-
-    name: str
-    of: str
-    pick: Pick | None
+__all__ = ["Call", "Calls", "Place", "Watch", "find", "picked"]
 
 
 @dataclass
@@ -60,6 +49,10 @@ class Call:
 class Watch:
     """Hooks on a network that record its calls while :meth:`recording` is open.
 
+    ``torch.compile`` traces the hooks along with their modules, in the one graph that there is without them, and does
+    in each call what they did: so they only set attributes. What they would have to read first (how many calls there
+    were, say) would be compiled in, and the network again for each value of it.
+
     Args:
         network: whose calls are recorded.
         places: inside it.
@@ -72,23 +65,23 @@ class Watch:
     def __init__(self, network: nn.Module, places: Sequence[Place], *, with_gradients: bool = False) -> None:
         self.network = network
         self._with_gradients = with_gradients
-        self.calls: list[Call] = []
-        self._places = list(dict.fromkeys(places))
-        self._features: dict[Place, Tensor] = {}
-        self._versions: dict[Place, int] = {}
-        self._recording = False
+        self.is_recording = False
+        self._last = _Recorded()
         self._handles: list[RemovableHandle] = []
-        seen = [(find(network, place.name), _Seen(self, place)) for place in self._places]  # before anything is changed
+        self._looks = [_Look(self, place) for place in dict.fromkeys(places)]
+        modules = [inside(find(network, look.place.name)) for look in self._looks]  # before anything is changed
         self._in_place = [module for module in network.modules() if getattr(module, "inplace", False) is True]
-        if self._places:
+        if self._looks:
             for module in self._in_place:  # it would overwrite what was seen
                 module.inplace = False  # type: ignore[assignment]
-        for module, look in seen:
+        for module, look in zip(modules, self._looks, strict=True):
             if look.place.of == "input":
                 self._handles.append(module.register_forward_pre_hook(look.before, with_kwargs=True))
             else:
                 self._handles.append(module.register_forward_hook(look.after, with_kwargs=True))
-        self._handles.append(network.register_forward_hook(self._end_of_call, with_kwargs=True))
+        self._handles.append(inside(network).register_forward_hook(self._end_of_call, with_kwargs=True))
+        if with_gradients or is_compiled_in_parts(network):
+            self._mark_alike(modules)
 
     def close(self) -> None:
         """Take the hooks away; a second call changes nothing."""
@@ -99,113 +92,135 @@ class Watch:
         self._in_place = []
 
     @contextmanager
-    def recording(self) -> Iterator[list[Call]]:
+    def recording(self) -> Iterator[Calls]:
         """Record; what was recorded is forgotten at the end."""
-        self.calls, self._features, self._recording = [], {}, True
+        self.forget()
+        self.is_recording = True
         try:
-            yield self.calls
+            yield Calls(self)
         finally:
-            self.calls, self._features, self._recording = [], {}, False
+            self.forget()
+            self.is_recording = False
 
-    def see(self, place: Place, value: Any) -> None:
-        """What a hook at a place found."""
-        if self._recording:
-            tensor = picked(value, place)
-            self._features[place] = tensor
-            if not tensor.is_inference():
-                self._versions[place] = tensor._version  # noqa: SLF001 (the documented way to notice a change in place)
+    def forget(self) -> None:
+        """Go on as if nothing had been recorded so far."""
+        self._last = _Recorded()
+        for look in self._looks:
+            look.seen = None
 
-    @untraced
+    def recorded(self) -> list[Call]:
+        """The calls so far, in their order.
+
+        Raises:
+            ConfigurationError: a place was not seen in one of them.
+        """
+        calls, last = [], self._last
+        while last.before is not None:
+            calls.append(self._call(last))
+            last = last.before
+        return calls[::-1]
+
+    def _mark_alike(self, watched: Sequence[nn.Module]) -> None:
+        """Give each layer that is like a watched one a hook too.
+
+        Where layers are compiled one by one, torch would use the code of one without any hook for one that has some.
+        """
+        kinds = {type(module) for module in watched}
+        for module in self.network.modules():
+            if type(module) in kinds and module not in watched:
+                self._handles.append(module.register_forward_hook(_nothing_to_see))
+
+    def _call(self, recorded: _Recorded) -> Call:
+        features: dict[Place, Tensor] = {}
+        for look, tensor in zip(self._looks, recorded.seen, strict=True):
+            if tensor is None:
+                raise ConfigurationError(
+                    f"{look.place.name!r} was not called when {type(self.network).__name__} was: its parent reads its "
+                    "weights itself, or this input goes another way; choose another module."
+                )
+            features[look.place] = tensor
+        return Call(recorded.arguments, recorded.keywords, recorded.output, features)
+
     def _end_of_call(
         self, network: nn.Module, arguments: tuple[Any, ...], keywords: Mapping[str, Any], output: Any
     ) -> None:
-        if not self._recording or (self._with_gradients and not torch.is_grad_enabled()):
-            self._features = {}
+        if not self.is_recording:
             return
-        unseen = [place.name for place in self._places if place not in self._features]
-        if unseen:
-            raise ConfigurationError(
-                f"{unseen[0]!r} was not called when {type(network).__name__} was: its parent reads its weights itself, "
-                "or this input goes another way; choose another module. (If it was compiled and run before, call "
-                "torch.compiler.reset() first.)"
-            )
-        for place, tensor in self._features.items():
-            if not tensor.is_inference() and tensor._version != self._versions[place]:  # noqa: SLF001
-                raise ConfigurationError(
-                    f"what {place.name!r} gave was changed in place later; choose the module that did so."
-                )
-        self.calls.append(Call(arguments, keywords, output, self._features))
-        self._features = {}
+        if not self._with_gradients or torch.is_grad_enabled():
+            seen = tuple([look.taken() for look in self._looks])
+            self._last = _Recorded(self._last, arguments, keywords, output, seen)
+        for look in self._looks:
+            look.seen = None
 
 
 @dataclass
-class _Seen:
+class _Recorded:
+    """One call, and the one before it; the first of a chain is none."""
+
+    before: _Recorded | None = None
+    arguments: tuple[Any, ...] = ()
+    keywords: Mapping[str, Any] = field(default_factory=dict)
+    output: Any = None
+    seen: tuple[Tensor | None, ...] = ()
+
+
+class Calls(Sequence[Call]):
+    """The calls that a watch has recorded by the moment they are asked for."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+
+    def __len__(self) -> int:
+        return len(self._watch.recorded())
+
+    def __getitem__(self, place: Any) -> Any:
+        return self._watch.recorded()[place]
+
+
+class _Look:
     """Bound methods, and not closures: a deepcopy of the network must not keep the original alive."""
 
-    watch: Watch
-    place: Place
+    def __init__(self, watch: Watch, place: Place) -> None:
+        self.watch = watch
+        self.place = place
+        self.seen: Tensor | None = None
+        self._version: int | None = None
 
-    @untraced
     def before(self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        values = [*arguments, *keywords.values()]
-        if not values:
-            raise ConfigurationError(f"{self.place.name!r} is called without an input.")
-        self.watch.see(self.place, values[0])
+        if self.watch.is_recording:
+            values = [*arguments, *keywords.values()]
+            if not values:
+                raise ConfigurationError(f"{self.place.name!r} is called without an input.")
+            self._see(values[0])
 
-    @untraced
     def after(self, module: nn.Module, arguments: tuple[Any, ...], keywords: Mapping[str, Any], output: Any) -> None:
-        self.watch.see(self.place, output)
+        if self.watch.is_recording:
+            self._see(output)
+
+    def taken(self) -> Tensor | None:
+        """What was seen in the call that ends.
+
+        Raises:
+            ConfigurationError: it was changed in place since.
+        """
+        seen = self.seen
+        if not torch.compiler.is_compiling() and seen is not None and self._version not in (None, _version(seen)):
+            raise ConfigurationError(
+                f"what {self.place.name!r} gave was changed in place later; choose the module that did so."
+            )
+        return seen
+
+    def _see(self, value: Any) -> None:
+        tensor = picked(value, self.place)
+        if torch.compiler.is_compiling():  # where versions are not told; a compiler drops a copy that nothing needs
+            self.seen, self._version = tensor.clone(), None
+        else:
+            self.seen, self._version = tensor, _version(tensor)
 
 
-def find(network: nn.Module, pattern: str) -> nn.Module:
-    """The one module of a network that a name or glob means.
-
-    Raises:
-        ConfigurationError: none, or several.
-    """
-    modules: dict[str, nn.Module] = {name.replace(COMPILED, ""): one for name, one in network.named_modules()}
-    if pattern in modules:
-        return modules[pattern]
-    matching = [name for name in modules if fnmatchcase(name, pattern)]
-    if len(matching) == 1:
-        return modules[matching[0]]
-    if matching:
-        raise ConfigurationError(
-            f"{pattern!r} matches {len(matching)} modules of {type(network).__name__}, {matching[0]!r} and "
-            f"{matching[1]!r} among them; a feature is one."
-        )
-    near = difflib.get_close_matches(pattern, [name for name in modules if name], n=3, cutoff=0.4)
-    hint = f" Near: {', '.join(map(repr, near))}." if near else ""
-    raise ConfigurationError(f"{pattern!r} names no module of {type(network).__name__}.{hint}")
+def _nothing_to_see(*_: Any) -> None:
+    """The hook of a layer that is like one that is watched."""
 
 
-def picked(value: Any, place: Place) -> Tensor:
-    """The tensor that is meant in what a module gave.
-
-    Raises:
-        ConfigurationError: there is none.
-    """
-    try:
-        chosen = _first(value) if place.pick is None else _pick(value, place.pick)
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise ConfigurationError(
-            f"{place.name!r}: pick={place.pick!r} does not fit its {type(value).__name__}."
-        ) from error
-    if not isinstance(chosen, Tensor) or not chosen.is_floating_point():
-        raise ConfigurationError(
-            f"{place.name!r} gives {type(value).__name__} and in it no floating tensor at that place; say which by "
-            "pick=."
-        )
-    return chosen
-
-
-def _first(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        value = tuple(value.values())
-    return value[0] if isinstance(value, (tuple, list)) else value
-
-
-def _pick(value: Any, pick: Pick) -> Any:
-    if callable(pick):
-        return pick(value)
-    return getattr(value, pick) if isinstance(pick, str) and not isinstance(value, Mapping) else value[pick]
+def _version(tensor: Tensor) -> int | None:
+    return None if tensor.is_inference() else tensor._version  # noqa: SLF001 (the documented way to notice a change)

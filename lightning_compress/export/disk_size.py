@@ -12,9 +12,9 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from lightning_compress.core import ConfigurationError, MissingExtraError
+from lightning_compress.core.checks import check_model
 from lightning_compress.core.precision import inner_tensors, original_class, plain_name
 from lightning_compress.core.targets import COMPILED
 from lightning_compress.export.compressed import entropy_coded, packed, tied_to
@@ -88,8 +88,7 @@ def disk_size(model: nn.Module, folder: str | os.PathLike[str] | None = None) ->
         >>> size.dense > 4 * 100 * 101, size.packed / size.dense < 1.01
         (True, True)
     """
-    if not isinstance(model, nn.Module):
-        raise ConfigurationError(f"disk_size({type(model).__name__}) measures modules: give a torch.nn.Module.")
+    check_model(model, "disk_size")
     state = _plain_state(model)
     quantized = {plain_name(name): weight for name, weight in baked_weights(model).items()}
     with tempfile.TemporaryDirectory(prefix="lightning_compress_") as temporary:
@@ -140,11 +139,6 @@ def _plain_state(model: nn.Module) -> dict[str, Tensor]:
             raise ConfigurationError(
                 f"{name} in the state of {type(model).__name__} is of {type(value).__name__}: only tensors have a size "
                 "in a file of weights; leave it out of get_extra_state."
-            )
-        if is_lazy(value) or value.is_meta:
-            raise ConfigurationError(
-                f"{name} has no {'shape' if is_lazy(value) else 'numbers'} yet: load the model on a real device and "
-                "pass one batch through it before disk_size."
             )
         state.update(_opened(name, value))
     return state

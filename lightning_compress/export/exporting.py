@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.core import CompressionError, ConfigurationError
+from lightning_compress.core.checks import check_model
 from lightning_compress.export.failures import needed, reason
 from lightning_compress.export.files import written_aside
 from lightning_compress.export.inputs import Dynamic, Inputs, Sample, dynamic_sizes, read_sample, tensors_of
@@ -143,14 +144,7 @@ def _check_batches(batches: Iterable[Sample]) -> None:
 
 
 def _evaluated_copy(model: nn.Module) -> nn.Module:
-    if not isinstance(model, nn.Module):
-        raise ConfigurationError(f"model={type(model).__name__}: give the module that was trained.")
-    empty = [name for name, value in (*model.named_parameters(), *model.named_buffers()) if value.is_meta]
-    if empty:
-        raise ConfigurationError(
-            f"model={type(model).__name__}: {empty[0]} is on the meta device, without numbers; call "
-            "model.to_empty(device='cpu') and load its weights first."
-        )
+    check_model(model, "export")
     copied: nn.Module = copy.deepcopy(getattr(model, "_orig_mod", model)).cpu().float().eval()
     if any(map(is_quantized_attention, copied.modules())):
         register()  # a model that was unpickled may be the first in this process

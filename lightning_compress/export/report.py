@@ -34,6 +34,8 @@ class ExportReport:
         size, weights = f"{self.bytes / 1e6:.1f} MB", f"{self.stored_weights} weights in eight bits or fewer"
         lines = [f"{self.path.name}: {size}, {weights}, {self.quantized_inputs} quantized inputs"]
         lines += [f"  {name} is stored as float32: {reason}" for name, reason in self.dense.items()]
+        if not (self.stored_weights or self.dense):
+            lines.append("  nothing is quantized; after ddp_spawn call QuantizationAwareTraining.attach_(model) first")
         if self.parity:
             width = max(len(entry.runtime) for entry in self.parity)
             lines.append(f"  {'beside torch':{width}}  largest difference  equal predictions")

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from lightning_compress.core.checks import check_model
 from lightning_compress.core.precision import original_class
-from lightning_compress.measurement.checks import check_model
 from lightning_compress.measurement.recorder import Recorder, Tally
 from lightning_compress.measurement.scopes import call, undisturbed
 

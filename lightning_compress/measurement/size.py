@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lightning_compress.core.checks import check_model
 from lightning_compress.core.precision import (
     inner_tensors,
     numbers_in,
@@ -18,7 +19,6 @@ from lightning_compress.core.precision import (
     stored_values,
     weight_bits,
 )
-from lightning_compress.measurement.checks import check_model
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,12 @@ class DistillationModule:
         own = super().configure_callbacks()  # type: ignore[misc]
         return [self.knowledge_distillation, *(own if isinstance(own, (list, tuple)) else [own])]
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The student's; and what the callback knows, which a Trainer that launched other processes never met."""
+        super().on_save_checkpoint(checkpoint)  # type: ignore[misc]
+        if getattr(self, "_trainer", None) is None:
+            self.knowledge_distillation.write_state(checkpoint)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """A copy, such as that of a weight average, of the student and not of frozen teachers."""
         memo |= {id(one): one for one in self.knowledge_distillation.frozen_teachers}

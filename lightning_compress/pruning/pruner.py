@@ -262,9 +262,12 @@ class Pruner:
                 for target in self.targets
             ]
 
-    def reduce_statistics(self, mean: Callable[[Tensor], Tensor]) -> None:
-        """Make all ranks decide from the same numbers; ``mean`` averages a tensor over ranks."""
-        self.statistics.reduce(mean)
+    def reduce_statistics(self, mean: Callable[[Tensor], Tensor], places: Sequence[int] | None = None) -> None:
+        """Make all ranks decide from the same numbers; ``mean`` averages a tensor over ranks.
+
+        ``places``, by default all, are the targets that every rank has statistics of.
+        """
+        self.statistics.reduce(mean, places)
 
     def _choose(self, members: Sequence[int], sparsity: float, exchanged: float, step: int) -> list[Tensor]:
         if sparsity == 0.0 and not exchanged:

@@ -88,11 +88,16 @@ class Statistics:
         """Whether :meth:`observe_gradient` has anything to do."""
         return bool(self._running)
 
+    @property
+    def reads_inputs(self) -> bool:
+        """Whether :meth:`reduce` has anything to do."""
+        return "input_norm" in self._names
+
     def missing(self) -> list[str]:
         """Names of the targets of which a gradient or an input is still to be seen."""
         everything = range(len(self._targets))
         missing = set(everything) - self._seen if self._running else set()
-        missing |= set(everything) - set(self._squares) if "input_norm" in self._names else set()
+        missing |= set(everything) - set(self._squares) if self.reads_inputs else set()
         return [self._targets[index].name for index in sorted(missing)]
 
     def of(self, index: int, *, whole: bool = False) -> Mapping[str, Tensor]:
@@ -121,7 +126,7 @@ class Statistics:
 
     def watch_inputs(self) -> None:
         """Hook the targets' modules to see the inputs of training batches."""
-        if "input_norm" not in self._names or self._handles:
+        if not self.reads_inputs or self._handles:
             return
         for index, target in enumerate(self._targets):
             hook = InputHook(self._squares, index, target)
@@ -134,21 +139,30 @@ class Statistics:
         while self._handles:
             self._handles.pop().remove()
 
-    def reduce(self, mean: Callable[[Tensor], Tensor]) -> None:
-        """Replace what this rank saw by the mean over ranks (gradients are equal on all ranks already)."""
-        for index in sorted(self._squares):
+    def reduce(self, mean: Callable[[Tensor], Tensor], places: Sequence[int] | None = None) -> None:
+        """Replace what this rank saw by the mean over ranks (gradients are equal on all ranks already).
+
+        Args:
+            mean: of a tensor, over ranks.
+            places: the targets whose inputs every rank has seen; all of them by default.
+        """
+        for index in sorted(self._squares) if places is None else places:
             self._squares[index] = mean(self._squares[index])
 
     def state_dict(self) -> dict[str, Any]:
-        """All accumulators by statistic and parameter name; of a sharded parameter a ``DTensor`` of the parts."""
+        """All accumulators by statistic and parameter name; of a sharded parameter a ``DTensor`` of the parts.
+
+        ``None`` in place of an input norm: the layer was not called yet.
+        """
         names = [target.name for target in self._targets]
         layouts = [Layout.of(target.parameter) for target in self._targets]
         state: dict[str, Any] = {}
         for name in self._running:
             joined = [layout.joined(part) for layout, part in zip(layouts, self.running(name), strict=True)]
             state[name] = dict(zip(names, joined, strict=True))
-        if "input_norm" in self._names:
-            state["input_norm"] = {names[index]: square for index, square in self._mean_squares().items()}
+        if self.reads_inputs:
+            squares = self._mean_squares()
+            state["input_norm"] = {name: squares.get(index) for index, name in enumerate(names)}
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -167,12 +181,13 @@ class Statistics:
                     raise _not_saved(name, target)
                 part.copy_(part_of(saved, layout, part))
             self._seen.update(self._with_numbers(name))
-        if "input_norm" in self._names and state["input_norm"]:
+        if self.reads_inputs and state["input_norm"]:
             for index, target in enumerate(self._targets):
-                square = state["input_norm"].get(target.name)
-                if not isinstance(square, Tensor):
+                square = state["input_norm"].get(target.name, "lost")
+                if not (square is None or isinstance(square, Tensor)):
                     raise _not_saved("input_norm", target)
-                self._squares[index] = square.to(local(target.parameter).device)
+                if square is not None:
+                    self._squares[index] = square.to(local(target.parameter).device)
 
     def _mean_squares(self) -> dict[int, Tensor]:
         """Of a sharded model the means over processes, of which one alone writes them."""

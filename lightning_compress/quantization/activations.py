@@ -112,6 +112,11 @@ class LearnedRange(ActivationQuantizer):
         self.hold("step", torch.ones(1))
         self.hold("offset", torch.zeros(1))
 
+    @property
+    @override
+    def wants_sizes(self) -> bool:
+        return not self.has_range
+
     @override
     def quantize(self, tensor: Tensor) -> Tensor:
         offset = self.offset[0] if self.has_offset else None
@@ -170,8 +175,9 @@ class LearnedRange(ActivationQuantizer):
             return
         super().watch_(tensor)
         features = tensor.numel() // len(tensor) if tensor.dim() else 1
-        self.batch[2] = torch.maximum(self.batch[2], tensor.abs().mean(dtype=torch.float32))
-        self.batch[3] = self.batch[3].clamp(min=float(features))
+        self.batch[2] = self.batch[2].clamp(min=float(features))
+        self.batch[3] += tensor.abs().mean(dtype=torch.float32)
+        self.batch[4] += 1.0
 
 
 class LearnedBound(ActivationQuantizer):

@@ -51,7 +51,7 @@ def baked_weights(model: nn.Module) -> dict[str, BakedWeight]:
         for name, quantizer in _active_quantizers(layer):
             parameter = getattr(layer, name)
             seen = parameter if factor is None else evaluated_weight(layer)[0]
-            refuse_not_finite(seen, f"{path}.{name}" if path else name)
+            refuse_not_finite({f"{path}.{name}" if path else name: seen})
             stored = quantizer.store(quantizer.rows.cut(seen.detach()))
             found[f"{path}.{name}" if path else name] = BakedWeight(stored, quantizer.rows, factor, parameter.dtype)
     return found

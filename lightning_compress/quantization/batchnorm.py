@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_compress.core.hooks import untraced
+from lightning_compress.core.hooks import Eagerly
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -44,12 +44,12 @@ class PairFinder:
             elif type(module) in _NORMS and module.affine and module.track_running_stats:
                 self._handles.append(module.register_forward_pre_hook(self._entered))
         if self._handles:
-            torch.compiler.reset()  # a graph compiled without the hooks would go on without them
+            self._eagerly = Eagerly()  # a graph compiled without the hooks would go on without them
 
     def stop(self) -> dict[str, str]:
         """Take the hooks away; return the convolutions' names, each with its normalization's."""
         if self._handles:
-            torch.compiler.reset()
+            self._eagerly.close()
         while self._handles:
             self._handles.pop().remove()
         self._outputs.clear()
@@ -63,13 +63,11 @@ class PairFinder:
         """A copy of the model made meanwhile is not watched."""
         return PairFinder(nn.Module())
 
-    @untraced
     def _left(self, module: nn.Module, args: Any, output: Tensor) -> None:
         if module in self._names:
             self._runs[self._names[module]] += 1
             self._outputs[id(output)] = (module, output, version_of(output))
 
-    @untraced
     def _entered(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if module not in self._names or not args:
             return
@@ -125,18 +123,22 @@ def freeze_statistics_(model: nn.Module, *, frozen: bool) -> None:
             module.__dict__["statistics_are_frozen"] = frozen
 
 
-def folded_forward(convolution: Any, tensor: Tensor) -> Tensor:
-    """What the convolution and its normalization compute, with one quantized weight for both."""
+def statistics_of_batch(convolution: Any, tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each channel of a folded convolution: of the batch, then taken in, or the running ones."""
     norm = folded_norm(convolution)
-    mean, variance = norm.running_mean, norm.running_var
-    if norm.training and not norm.statistics_are_frozen:
-        plain = convolution._conv_forward(tensor, convolution.weight, convolution.bias).float()  # noqa: SLF001
-        others = [dimension for dimension in range(plain.dim()) if dimension != 1]
-        mean, variance = plain.mean(others), plain.var(others, unbiased=False)
-        _take_in(norm, mean.detach(), variance.detach(), plain.numel() // plain.shape[1])
-    weight, bias = folded(convolution, norm, mean, variance)
-    quantizer = convolution.weight_quantizer
-    output: Tensor = convolution._conv_forward(tensor, quantizer(weight), bias)  # noqa: SLF001
+    if not norm.training or norm.statistics_are_frozen:
+        return norm.running_mean, norm.running_var
+    plain = convolution._conv_forward(tensor, convolution.weight, convolution.bias).float()  # noqa: SLF001
+    others = [dimension for dimension in range(plain.dim()) if dimension != 1]
+    mean, variance = plain.mean(others), plain.var(others, unbiased=False)
+    _take_in(norm, mean.detach(), variance.detach(), plain.numel() // plain.shape[1])
+    return mean, variance
+
+
+def folded_forward(convolution: Any, tensor: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """What the convolution and its normalization compute, with one quantized weight for both."""
+    weight, bias = folded(convolution, folded_norm(convolution), mean, variance)
+    output: Tensor = convolution._conv_forward(tensor, convolution.weight_quantizer(weight), bias)  # noqa: SLF001
     return output
 
 

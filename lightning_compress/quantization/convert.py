@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from lightning_compress.core import ConfigurationError, MissingExtraError, Target, TargetError, select
+from lightning_compress.core.checks import check_model
 from lightning_compress.core.targets import Patterns, is_transformers_conv1d
 from lightning_compress.quantization import runtimes
 from lightning_compress.quantization.baked import baked_weights
@@ -77,7 +78,8 @@ def convert(model: Model, to: Runtime, *, include: Patterns | None = None, exclu
         The copy. Its converted weights cannot be trained.
 
     Raises:
-        ConfigurationError: no such format.
+        ConfigurationError: no such format; no module, or one without its numbers.
+        CompressionError: the model's parameters are spread over processes.
         MissingExtraError: the runtime is not installed.
         TargetError: ``include`` names a layer that the format cannot take, or there is nothing to convert.
 
@@ -87,6 +89,7 @@ def convert(model: Model, to: Runtime, *, include: Patterns | None = None, exclu
         'Int8Tensor'
     """
     maker = _maker(to)
+    check_model(model, "convert")
     converted = copy_of(model)
     weights = baked_weights(converted)
     trained = {id(converted.get_parameter(name)): Trained.of(weight) for name, weight in weights.items()}

@@ -110,7 +110,7 @@ def _store_weights_(
                 f"{path}{attribute} is not quantized yet: train until quantization has begun, or calibrate first."
             )
         weight: Tensor = absorb_(module) if is_folded(module) else getattr(module, attribute)
-        refuse_not_finite(weight, f"{path}{attribute}")
+        refuse_not_finite({f"{path}{attribute}": weight})
         stored = quantizer.store(quantizer.rows.cut(weight.detach()))
         numbers = _numbers(module, form, stored, quantizer.rows, tied=tied)
         module.add_module(key, numbers)

@@ -55,7 +55,7 @@ class HoldsTensors(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, tensor in self.held().items():
             moved = fn(tensor.detach())
-            if moved.dtype != tensor.dtype:
+            if not tensor.is_meta:  # neither another type nor, after ``to_empty``, other numbers
                 moved = tensor.detach().to(moved.device)
             try:
                 tensor.data = moved

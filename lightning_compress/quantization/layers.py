@@ -7,21 +7,28 @@ buffers, so no ``state_dict`` key comes, goes or moves. ``restore_`` gives the l
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
 from lightning_compress.core import TargetError
 from lightning_compress.core.precision import Simulator
-from lightning_compress.core.targets import is_transformers_conv1d
+from lightning_compress.core.targets import is_sharded, is_transformers_conv1d
 from lightning_compress.quantization.activations import ActivationQuantizer
-from lightning_compress.quantization.batchnorm import evaluated_weight, folded_forward, is_folded
+from lightning_compress.quantization.batchnorm import evaluated_weight, folded_forward, is_folded, statistics_of_batch
 from lightning_compress.quantization.weights import FollowingRange, WeightQuantizer
 
+Result = TypeVar("Result")
+
 INPUT = "input_quantizer"
+_IN_PARTS = "_weight_lies_in_parts"  # on a layer: between its calls
 
 
 class QuantizedLayer(nn.Module):
@@ -34,6 +41,17 @@ class QuantizedLayer(nn.Module):
         weight: Tensor = getattr(self, name)
         quantizer = child(self, quantizer_name(name))
         return weight if quantizer is None else quantizer(weight)
+
+    def computed(self, compute: Callable[..., Result], *inputs: Tensor) -> Result:
+        """Compute with quantized weights.
+
+        Where ``fully_shard`` gathers a weight and lets it go after the forward pass, what was made of it is let go,
+        too, and made again in the backward pass: kept, it would be all weights, whole, on each process.
+        """
+        if self.__dict__.get(_IN_PARTS) and torch.is_grad_enabled():
+            result: Result = checkpoint(compute, *inputs, use_reentrant=False)
+            return result
+        return compute(*inputs)
 
     def quantized_input(self, tensor: Any) -> Any:
         """An input as it will be once quantized."""
@@ -67,15 +85,23 @@ class _Linear(QuantizedLayer):
 
     @override
     def forward(self, input: Tensor) -> Tensor:
-        return F.linear(self.quantized_input(input), self.quantized(), self.bias)
+        return self.computed(self._with_weight, self.quantized_input(input))
+
+    def _with_weight(self, tensor: Tensor) -> Tensor:
+        return F.linear(tensor, self.quantized(), self.bias)
 
 
 class _Convolution(QuantizedLayer):
     @override
     def forward(self: Any, input: Tensor) -> Tensor:
+        tensor = self.quantized_input(input)
         if is_folded(self):
-            return folded_forward(self, self.quantized_input(input))
-        output: Tensor = self._conv_forward(self.quantized_input(input), self.quantized(), self.bias)
+            mean_and_variance = statistics_of_batch(self, tensor)
+            return self.computed(partial(folded_forward, self), tensor, *mean_and_variance)  # type: ignore[no-any-return]
+        return self.computed(self._with_weight, tensor)  # type: ignore[no-any-return]
+
+    def _with_weight(self: Any, tensor: Tensor) -> Tensor:
+        output: Tensor = self._conv_forward(tensor, self.quantized(), self.bias)
         return output
 
 
@@ -87,10 +113,11 @@ class _TransposedConvolution(QuantizedLayer):
             input, output_size, self.stride, self.padding, self.kernel_size, dimensions, self.dilation
         )
         convolve = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[dimensions - 1]
-        return convolve(
-            self.quantized_input(input), self.quantized(), self.bias, self.stride, self.padding, padding, self.groups,
-            self.dilation,
-        )  # fmt: skip
+        rest = (self.bias, self.stride, self.padding, padding, self.groups, self.dilation)
+        output: Tensor = self.computed(
+            lambda tensor: convolve(tensor, self.quantized(), *rest), self.quantized_input(input)
+        )
+        return output
 
 
 class _TransformersConv1D(QuantizedLayer):
@@ -98,7 +125,7 @@ class _TransformersConv1D(QuantizedLayer):
 
     @override
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(self.quantized_input(x), self.quantized().T, self.bias)
+        return self.computed(lambda tensor: F.linear(tensor, self.quantized().T, self.bias), self.quantized_input(x))
 
 
 class _Embedding(QuantizedLayer):
@@ -110,7 +137,8 @@ class _Embedding(QuantizedLayer):
             # Each entry has a scale of its own: only those looked up need to be quantized.
             vectors: Tensor = quantizer(F.embedding(input, self.weight, *options))
             return vectors
-        return F.embedding(input, self.quantized(), *options)
+        output: Tensor = self.computed(lambda places: F.embedding(places, self.quantized(), *options), input)
+        return output
 
 
 class _Recurrent(QuantizedLayer):
@@ -120,14 +148,25 @@ class _Recurrent(QuantizedLayer):
             input = input._replace(data=self.quantized_input(input.data))  # noqa: A001
         else:
             input = self.quantized_input(input)  # noqa: A001
+        return self.computed(self._with_weights, input, hx)
+
+    def _with_weights(self: Any, tensor: Any, hx: Any) -> Any:
         weights = [self.quantized(name) for name in self._flat_weights_names]
-        return self.original.forward(_stand_in(self, _flat_weights=weights), input, hx)
+        # It would notice that other parameters have been set, as fully_shard does, and take those in place of these.
+        stand_in = _stand_in(self, _flat_weights=weights, _flat_weight_refs=[None] * len(weights))
+        return self.original.forward(stand_in, tensor, hx)
 
 
 class _MultiheadAttention(QuantizedLayer):
     """Hands its quantized weights to the original, which would read them from their places, fused or not."""
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+        # One tensor stays one: the original looks whether query, key and value are the same.
+        seen = {id(tensor): self.quantized_input(tensor) for tensor in (query, key, value)}
+        inputs = (seen[id(tensor)] for tensor in (query, key, value))
+        return self.computed(lambda *inputs: self._with_weights(*inputs, *args, **kwargs), *inputs)
+
+    def _with_weights(self, *args: Any, **kwargs: Any) -> Any:
         projections = {
             name: self.quantized(name)
             for name in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
@@ -136,11 +175,7 @@ class _MultiheadAttention(QuantizedLayer):
         output = self.out_proj
         if isinstance(output, QuantizedLayer):
             output = _stand_in(output, weight=output.quantized())
-        # One tensor stays one: the original looks whether query, key and value are the same.
-        seen = {id(tensor): self.quantized_input(tensor) for tensor in (query, key, value)}
-        attention = _stand_in(self, out_proj=output, **projections)
-        inputs = (seen[id(tensor)] for tensor in (query, key, value))
-        return self.original.forward(attention, *inputs, *args, **kwargs)
+        return self.original.forward(_stand_in(self, out_proj=output, **projections), *args, **kwargs)
 
 
 _KINDS: tuple[tuple[type[nn.Module], type[QuantizedLayer]], ...] = (
@@ -165,6 +200,7 @@ _READ_BY_KIND = {
     _MultiheadAttention: re.compile(r"in_proj_weight|[qkv]_proj_weight"),
 }
 _SUBCLASSES: dict[type[nn.Module], type[nn.Module]] = {}
+_OWN_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}  # of classes that others have made of one of ours
 
 
 def child(module: nn.Module, name: str) -> Any:
@@ -214,7 +250,11 @@ def attach_(
     """
     if not isinstance(module, QuantizedLayer):
         module.__class__ = _quantized_class(type(module))
-    device = next(iter(module.parameters(recurse=False))).device
+    parameters = list(module.parameters(recurse=False))
+    module.__dict__[_IN_PARTS] = any(is_sharded(parameter) for parameter in parameters)
+    device = parameters[0].device
+    if device.type == "meta":  # when the layer gets memory its quantizers move with it
+        device = torch.device("cpu")
     if weight is not None and quantizer is not None:
         module.add_module(quantizer_name(weight), quantizer.to(device))
     if inputs is not None:
@@ -225,7 +265,8 @@ def restore_(module: nn.Module) -> None:
     """Give a layer its own class back, without quantizers."""
     for name in [name for name, _ in module.named_children() if name.endswith("_quantizer")]:
         delattr(module, name)
-    module.__class__ = getattr(module, "original", type(module))
+    module.__dict__.pop(_IN_PARTS, None)
+    module.__class__ = _without_ours(type(module))
 
 
 def _kind(cls: type[nn.Module]) -> tuple[type[QuantizedLayer] | None, type[nn.Module] | None]:
@@ -243,6 +284,18 @@ def _quantized_class(cls: type[nn.Module]) -> type[nn.Module]:
         members = {"original": cls, "__module__": __name__}
         _SUBCLASSES[cls] = type(f"Quantized{cls.__name__}", (_kind(cls)[0], cls), members)  # type: ignore[arg-type]
     return _SUBCLASSES[cls]
+
+
+def _without_ours(cls: type[nn.Module]) -> type[nn.Module]:
+    if not issubclass(cls, QuantizedLayer):
+        return cls
+    if "original" in cls.__dict__:
+        return cls.original
+    if cls not in _OWN_CLASSES:  # others, fully_shard say, have made a class of ours since
+        bases = tuple(_without_ours(base) for base in cls.__bases__)
+        members = {name: member for name, member in cls.__dict__.items() if name not in ("__dict__", "__weakref__")}
+        _OWN_CLASSES[cls] = type(cls.__name__.replace("Quantized", "", 1), bases, members)
+    return _OWN_CLASSES[cls]
 
 
 def _blank(cls: type[nn.Module]) -> nn.Module:

@@ -50,12 +50,15 @@ class TrainedTernary(WeightQuantizer):
     def store(self, rows: Tensor) -> Stored:
         return Stored(low_bit.trained_ternary(rows).to(torch.int8), self.values.T.clone(), _SIGNS)
 
+    @property
+    @override
+    def needs_weight(self) -> bool:
+        return not self.values.any()
+
     @torch.no_grad()
     @override
     def refresh_(self, weight: Tensor) -> None:
-        # The first time, each value begins with the mean of the weights that it replaces.
-        if self.values.any():
-            return
+        # Each value begins with the mean of the weights that it replaces.
         rows = self.rows.cut(weight).float()
         signs = low_bit.trained_ternary(rows)
         for place, side in enumerate((signs < 0, signs > 0)):

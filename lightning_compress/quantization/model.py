@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_compress.core import CheckpointError, Target
 from lightning_compress.core.precision import plain_name
+from lightning_compress.core.sharded import gathered, holders, local
 from lightning_compress.core.targets import COMPILED
 from lightning_compress.quantization.activations import (
     ActivationQuantizer,
@@ -25,13 +27,21 @@ from lightning_compress.quantization.attention import (
     is_quantized_attention,
     restore_attention_,
 )
-from lightning_compress.quantization.batchnorm import PairFinder, evaluated_weight, fold_, freeze_statistics_, unfold_
+from lightning_compress.quantization.batchnorm import (
+    PairFinder,
+    evaluated_weight,
+    fold_,
+    folded_norm,
+    freeze_statistics_,
+    unfold_,
+)
 from lightning_compress.quantization.fused import close_fused_, open_fused_
 from lightning_compress.quantization.layers import INPUT, QuantizedLayer, quantizer_name, restore_
 from lightning_compress.quantization.outputs import OUTPUT, attach_to_outputs_, strip_outputs_, sum_quantizer
 from lightning_compress.quantization.settings import Settings
 from lightning_compress.quantization.stored import refuse_not_finite
 from lightning_compress.quantization.sums import SumFinder, agreed
+from lightning_compress.quantization.watching import Reduce
 from lightning_compress.quantization.weights import WeightQuantizer
 
 _PHASES = ("waiting", "watching", "active", "frozen")
@@ -131,27 +141,27 @@ class Quantization:
         for quantizer in self.inputs:
             quantizer.watching = True
 
-    def activate_(self, reduce_max: Callable[[Tensor], Tensor]) -> None:
-        """Quantize from now on, within what was watched; ``reduce_max`` takes the largest over ranks.
+    def activate_(self, reduce: Reduce) -> None:
+        """Quantize from now on, within what was watched; ``reduce`` combines ranks.
 
         Raises:
             CompressionError: a weight holds NaN or infinity.
         """
         self._refuse_not_finite()
-        self._stop_finding(reduce_max)
+        self._stop_finding(reduce)
         self._switch_on()
-        self._refresh(reduce_max)
-        merge(self.inputs, reduce_max)
+        self._refresh(reduce)
+        merge(self.inputs, reduce)
 
-    def advance_(self, reduce_max: Callable[[Tensor], Tensor], *, refresh_every: int) -> None:
+    def advance_(self, reduce: Reduce, *, refresh_every: int) -> None:
         """Take what was watched since the last call into the ranges."""
-        self._stop_finding(reduce_max)
-        merge(self.inputs, reduce_max)
+        self._stop_finding(reduce)
+        merge(self.inputs, reduce)
         if self.phase == "watching":
             return
         self._steps += 1
         if self._steps >= refresh_every:
-            self._refresh(reduce_max)
+            self._refresh(reduce)
 
     def freeze_(self) -> None:
         """Ranges of activations, and the statistics of folded batch normalization, stay from now on.
@@ -172,8 +182,7 @@ class Quantization:
             self._switch_on()
 
     def _refuse_not_finite(self) -> None:
-        for target in self.targets:
-            refuse_not_finite(target.parameter, target.name)
+        refuse_not_finite({target.name: target.parameter for target in self.targets})
 
     def settle_(self) -> None:
         """Learned values were moved by an optimizer; keep them where they make sense."""
@@ -184,7 +193,7 @@ class Quantization:
         """An optimizer moved the weights at ``places``; some methods keep them within bounds."""
         for place in places:
             target, quantizer = self.weights[place]
-            quantizer.constrain_(target.parameter.detach())
+            quantizer.constrain_(local(target.parameter))
 
     def unseen(self) -> list[str]:
         """Names of the layers of which no input was seen."""
@@ -232,13 +241,13 @@ class Quantization:
                 finder.stop()
         self._finder = self._sum_finder = None
 
-    def _stop_finding(self, reduce_max: Callable[[Tensor], Tensor]) -> None:
+    def _stop_finding(self, reduce: Reduce) -> None:
         if self._finder is not None:
             self._pairs, self._finder = self._finder.stop(), None
         if self._sum_finder is not None:
             modules = self._modules()
             device = next(self.model.parameters()).device
-            sums = agreed(self._sum_finder.stop(), list(modules), reduce_max, device)
+            sums = agreed(self._sum_finder.stop(), list(modules), reduce, device)
             self._sum_finder = None
             self._attach_to_outputs(modules, sums.quantizers, sums.readers)
             if sums.left:
@@ -286,14 +295,22 @@ class Quantization:
                 quantizer.watching = True
 
     @torch.no_grad()
-    def _refresh(self, reduce_max: Callable[[Tensor], Tensor]) -> None:
+    def _refresh(self, reduce: Reduce) -> None:
         self._steps = 0
-        for target, quantizer in self.weights:
-            weight, _ = evaluated_weight(target.module) if target.attribute == "weight" else (target.parameter, None)
-            quantizer.refresh_(weight)
+        gathering = holders(self.model)
+
+        def held_by(entry: tuple[Target, WeightQuantizer]) -> list[Any]:
+            readers = (entry[0].module, folded_norm(entry[0].module))
+            return list(dict.fromkeys(gathering[reader] for reader in readers if reader in gathering))
+
+        for modules, entries in groupby((entry for entry in self.weights if entry[1].needs_weight), held_by):
+            with gathered(modules):
+                for target, quantizer in entries:
+                    is_evaluated = target.attribute == "weight"
+                    quantizer.refresh_(evaluated_weight(target.module)[0] if is_evaluated else target.parameter)
         found = [tensor for _, quantizer in self.weights for tensor in quantizer.held().values()]
         if self._pairs and found:  # each rank folds running statistics of its own
-            together = reduce_max(torch.cat([tensor.detach().flatten() for tensor in found]))
+            together = reduce(torch.cat([tensor.detach().flatten() for tensor in found]), "max")
             for tensor, agreed_on in zip(found, together.split([tensor.numel() for tensor in found]), strict=True):
                 tensor.copy_(agreed_on.view_as(tensor))
 
@@ -323,6 +340,8 @@ def _load(name: str, quantizer: WeightQuantizer | ActivationQuantizer, saved: Ma
     for kept, tensor in quantizer.held().items():
         if not isinstance(saved[kept], Tensor) or saved[kept].shape != tensor.shape:
             raise CheckpointError(f"the checkpoint's {kept!r} of {name} has another shape: other settings, or damaged.")
+        if saved[kept].isnan().any():
+            raise CheckpointError(f"the checkpoint's {kept!r} of {name} holds NaN: it is damaged.")
         tensor.detach().copy_(saved[kept])
     for kept, value in quantizer.plain_state().items():
         if type(saved[kept]) is not type(value):

@@ -7,12 +7,12 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from lightning_compress.core.copies import copied
+from lightning_compress.core.checks import check_model
+from lightning_compress.core.copies import copied, uncompile_
 from lightning_compress.quantization.baked import baked_weights
 from lightning_compress.quantization.model import strip_
 
 _PATCHED_HOOKS = "_lightning_compress_originals"  # where the callbacks keep the hooks that they replaced
-_COMPILED, _ORIGINAL = "_compiler_ctx", "original_"  # where Lightning keeps the methods that it compiled, and how
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -30,19 +30,25 @@ def remove(model: Model) -> Model:
     Returns:
         The copy, without trainer and without what callbacks attached to it.
 
+    Raises:
+        ConfigurationError: no module, or one without its numbers.
+        CompressionError: its parameters are spread over processes.
+
     Example:
         >>> from lightning_compress.core import select
         >>> from lightning_compress.quantization import Quantization, Settings
+        >>> from lightning_compress.quantization.watching import alone
         >>> settings = Settings(weight_bits=2, activation_bits=None, weight_granularity="per_channel", group_size=None,
         ...                     activation_scheme="asymmetric", method="minmax", power_of_two=False)
         >>> model = nn.Sequential(nn.Linear(64, 8))
         >>> quantized = Quantization(model, select(model, include="*"), settings, overrides={}, attention=False,
         ...                          fold_batchnorm=False, residual_sums=False)
-        >>> quantized.activate_(lambda tensor: tensor)
+        >>> quantized.activate_(alone)
         >>> plain = remove(model)
         >>> type(plain[0]).__name__, len(plain[0].weight[0].unique())
         ('Linear', 3)
     """
+    check_model(model, "remove")
     plain = copy_of(model)
     remove_(plain)
     return plain
@@ -63,20 +69,6 @@ def copy_of(model: Model) -> Model:
         _restore_hooks(module.__dict__)
         uncompile_(module.__dict__)
     return duplicate
-
-
-def uncompile_(attributes: dict[str, Any]) -> None:
-    """Let a LightningModule run eagerly that was compiled as a whole: its compiled methods are those of the original.
-
-    Args:
-        attributes: of the module.
-    """
-    if (compiled := attributes.get(_COMPILED)) is None:
-        return
-    for name in compiled:
-        if name.startswith(_ORIGINAL):
-            attributes.pop(name.removeprefix(_ORIGINAL), None)
-    attributes[_COMPILED] = None
 
 
 def _restore_hooks(attributes: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_compress.core import CompressionError
+from lightning_compress.core.sharded import Spread, local
 from lightning_compress.quantization.grid import SMALLEST_SCALE, Grid
 from lightning_compress.quantization.held import HoldsTensors
 from lightning_compress.quantization.rows import Rows
@@ -40,14 +42,16 @@ class Stored(NamedTuple):
         return values * torch.where(values < 0, self.scale[:, :1], self.scale[:, 1:])
 
 
-def refuse_not_finite(weight: Tensor, name: str) -> None:
-    """Refuse a weight with a NaN or an infinity.
+def refuse_not_finite(weights: Mapping[str, Tensor]) -> None:
+    """Refuse weights, by name, with a NaN or an infinity, on whichever process it lies.
 
     Raises:
-        CompressionError: names it.
+        CompressionError: names the first.
     """
-    if not bool(weight.isfinite().all()):
-        raise CompressionError(f"{name} holds NaN or infinity: it has no range; training has diverged, perhaps.")
+    broken = [(~local(weight).isfinite()).sum() for weight in weights.values()]
+    for name, count in zip(weights, Spread.of(list(weights.values())).sums(broken).tolist(), strict=True):
+        if count:
+            raise CompressionError(f"{name} holds NaN or infinity: it has no range; training has diverged, perhaps.")
 
 
 class WeightQuantizer(HoldsTensors):
@@ -87,6 +91,11 @@ class WeightQuantizer(HoldsTensors):
         ``store(rows).dense()`` equals ``quantize(rows)``, exactly, once both have one type.
         """
         raise NotImplementedError
+
+    @property
+    def needs_weight(self) -> bool:
+        """Whether :meth:`refresh_` has something to do."""
+        return False
 
     def refresh_(self, weight: Tensor) -> None:
         """Look at the weight again, where ranges are kept."""

@@ -36,10 +36,12 @@ def fake_quantize(tensor: Tensor, scale: Tensor, zero_point: Tensor | int, grid:
         >>> fake_quantize(torch.tensor([-9.0, 0.2, 0.7]), torch.tensor(0.5), 3, Grid(0, 15))
         tensor([-1.5000,  0.0000,  0.5000])
     """
-    # Three passes over the tensor fewer; elsewhere than on a CPU it would wait for the device.
-    if isinstance(zero_point, Tensor) and _is_at_hand(zero_point) and not torch.compiler.is_compiling():
+    # Numbers in place of tensors spare passes over the tensor; elsewhere than on a CPU they would wait for the device.
+    at_hand = not torch.compiler.is_compiling() and _is_at_hand(scale)
+    if at_hand and isinstance(zero_point, Tensor) and _is_at_hand(zero_point):
         zero_point = int(zero_point)
-    quantized: Tensor = _FakeQuantize.apply(tensor, scale, zero_point, grid.low, grid.high)  # type: ignore[no-untyped-call]
+    size = float(scale.detach()) if at_hand and isinstance(zero_point, int) else None
+    quantized: Tensor = _FakeQuantize.apply(tensor, scale, zero_point, grid.low, grid.high, size)  # type: ignore[no-untyped-call]
     return quantized
 
 
@@ -123,7 +125,9 @@ def _is_at_hand(tensor: Tensor) -> bool:
 class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     @override
-    def forward(ctx: Any, tensor: Tensor, scale: Tensor, zero_point: Tensor | int, low: int, high: int) -> Tensor:
+    def forward(
+        ctx: Any, tensor: Tensor, scale: Tensor, zero_point: Tensor | int, low: int, high: int, size: float | None
+    ) -> Tensor:
         # Neither torch's fused operators nor clamping between tensors is vectorized on a CPU.
         places = (tensor.float() / scale).round_()
         if isinstance(zero_point, Tensor):
@@ -131,19 +135,25 @@ class _FakeQuantize(torch.autograd.Function):
             ctx.ends = low - 0.5, high + 0.5
             places = places.add_(zero_point).clamp_(low, high).sub_(zero_point)
         else:
-            ctx.save_for_backward(tensor, scale)
             ctx.ends = low - zero_point - 0.5, high - zero_point + 0.5
+            if size is None:
+                ctx.save_for_backward(tensor, scale)
+            else:
+                ctx.save_for_backward(tensor)
+                ctx.ends = ctx.ends[0] * size, ctx.ends[1] * size
             places = places.clamp_(low - zero_point, high - zero_point)
         return places.mul_(scale).to(tensor.dtype)
 
     @staticmethod
     @override
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
-        tensor, scale, *zero_point = ctx.saved_tensors
-        places = tensor.float() / scale
-        for shift in zero_point:
-            places = places.add_(shift)
-        return inside(gradient, places, *ctx.ends).to(tensor.dtype), None, None, None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+        tensor, *scale_and_zero_point = ctx.saved_tensors
+        places = tensor.float()
+        for scale in scale_and_zero_point[:1]:
+            places = places / scale
+        for zero_point in scale_and_zero_point[1:]:
+            places = places.add_(zero_point)
+        return inside(gradient, places, *ctx.ends).to(tensor.dtype), None, None, None, None, None
 
 
 class _Float8(torch.autograd.Function):

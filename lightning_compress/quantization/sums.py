@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,12 +18,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
+from lightning_compress.core.hooks import Eagerly
 from lightning_compress.quantization.activations import ActivationQuantizer
 from lightning_compress.quantization.batchnorm import version_of
 from lightning_compress.quantization.held import HoldsTensors
 from lightning_compress.quantization.layers import INPUT, QuantizedLayer, child
 from lightning_compress.quantization.outputs import sum_name, sum_quantizer
 from lightning_compress.quantization.settings import Settings
+from lightning_compress.quantization.watching import Reduce
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _COUNTED = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # a child more would be a layer more
@@ -86,12 +88,12 @@ class SumFinder:
             for module in own.values():
                 self._handles.append(module.register_forward_pre_hook(self._entered))
                 self._handles.append(module.register_forward_hook(self._left, always_call=True))
-            self._stance = torch.compiler.set_stance("force_eager")
+            self._eagerly = Eagerly()
 
     def stop(self) -> Sums:
         """Take the hooks away; return what was found."""
         if self._handles:
-            self._stance.__exit__(None, None, None)
+            self._eagerly.close()
         while self._handles:
             self._handles.pop().remove()
         if self._convolved:  # interrupted from the keyboard: no hook was called on the way out
@@ -165,6 +167,7 @@ class SumFinder:
             self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def _find(self, tensor: Tensor) -> _Output | None:
+        tensor = _as_given(tensor)
         found = self._outputs.get(id(tensor))
         is_same = found is not None and found.tensor() is tensor and found.version == version_of(tensor)
         return found if is_same else None
@@ -178,13 +181,13 @@ class SumFinder:
         return {output: name for output, name in chosen if name is not None}
 
 
-def agreed(sums: Sums, names: Sequence[str], reduce_max: Callable[[Tensor], Tensor], device: torch.device) -> Sums:
+def agreed(sums: Sums, names: Sequence[str], reduce: Reduce, device: torch.device) -> Sums:
     """What all ranks have found.
 
     Args:
         sums: of this one.
         names: of the model's modules, in the same order on all ranks.
-        reduce_max: the largest of a tensor over ranks, element by element; called once.
+        reduce: over ranks; called once.
         device: of that tensor.
     """
     places = {name: place for place, name in enumerate(names)}
@@ -193,9 +196,8 @@ def agreed(sums: Sums, names: Sequence[str], reduce_max: Callable[[Tensor], Tens
         found[0, places[name]] = 1.0
     for layer, giver in sums.readers.items():
         found[1, places[layer]] = 1.0 + places[giver]
-    largest, smallest = reduce_max(torch.stack([found, -found])) * torch.tensor([1.0, -1.0], device=device).view(
-        2, 1, 1
-    )
+    sign = torch.tensor([1.0, -1.0], device=device).view(2, 1, 1)
+    largest, smallest = reduce(torch.stack([found, -found]), "max") * sign
     quantized, read = (largest == smallest).tolist()
     quantizers = {name: one for name, one in sums.quantizers.items() if quantized[places[name]]}
     readers = {layer: giver for layer, giver in sums.readers.items() if read[places[layer]] and giver in quantizers}
@@ -225,9 +227,20 @@ def _is_result(value: Any) -> bool:
     return isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and value.is_floating_point()
 
 
+def _as_given(tensor: Tensor) -> Tensor:
+    """The tensor itself, where ``fully_shard`` has handed it on to a module as another object over the same numbers."""
+    base = tensor._base  # noqa: SLF001 (the documented way to ask what a view is of)
+    is_all = base is not None and _extent(base) == _extent(tensor)
+    return base if base is not None and is_all else tensor
+
+
+def _extent(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset()
+
+
 def _take_in(quantizers: dict[str, ActivationQuantizer], name: str, other: ActivationQuantizer) -> None:
     """One quantizer for what a module gave in all its runs."""
     kept = quantizers.setdefault(name, other)
     kept.name = sum_name(name)
-    kept.batch[0] = torch.minimum(kept.batch[0], other.batch[0])
-    kept.batch[1:] = torch.maximum(kept.batch[1:], other.batch[1:])
+    if kept is not other:
+        kept.take_in_(other)

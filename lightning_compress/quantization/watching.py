@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +16,14 @@ from lightning_compress.quantization.observers import ActivationObserver
 
 DECAY = 0.95  # of the moving averages, a step
 _NOTHING = (torch.inf, -torch.inf, 0.0, 0.0)
+_NO_BATCH = (torch.inf, -torch.inf, 0.0, 0.0, 0.0)
+
+Reduce = Callable[[Tensor, Literal["max", "mean"]], Tensor]  # a tensor over ranks, element by element
+
+
+def alone(tensor: Tensor, how: Literal["max", "mean"]) -> Tensor:  # noqa: ARG001 (one signature for all)
+    """A reduction over the one process that there is."""
+    return tensor
 
 
 class ActivationQuantizer(HoldsTensors):
@@ -35,7 +43,8 @@ class ActivationQuantizer(HoldsTensors):
         has_range: whether a range is known.
         seen: smallest and largest number, averaged over batches; for learned steps also the mean absolute value, and
             how many numbers one example has; ``[4]``.
-        batch: the same of what came since the last merge: the smallest one, and the largest of the others.
+        batch: of what came since the last merge the smallest and the largest number, and for learned steps the most
+            numbers that one example had, the sum of the batches' mean absolute values, and their count; ``[5]``.
     """
 
     seen: Tensor
@@ -48,16 +57,21 @@ class ActivationQuantizer(HoldsTensors):
         self.observer = observer
         self.watching = self.has_range = False
         self.hold("seen", torch.tensor(_NOTHING))
-        self.hold("batch", torch.tensor(_NOTHING))
+        self.hold("batch", torch.tensor(_NO_BATCH))
 
     @override
     def forward(self, tensor: Tensor) -> Tensor:
         """The tensor to compute with, of the same shape and type; integers stay as they are."""
         if not tensor.is_floating_point():
             return tensor
-        if self.watching and self.training and tensor.numel():
+        if self.training and self.watching and tensor.numel():
             self.watch_(tensor.detach())
         return self.quantize(tensor) if self.active and self.has_range else tensor
+
+    @property
+    def wants_sizes(self) -> bool:
+        """Whether its first range is made from mean absolute values."""
+        return False
 
     def simulated_bits(self) -> float | None:
         """Bits of one number that it shows; ``None`` while it shows it as it is."""
@@ -105,16 +119,23 @@ class ActivationQuantizer(HoldsTensors):
         self.batch[0] = torch.minimum(self.batch[0], low)
         self.batch[1] = torch.maximum(self.batch[1], high)
 
+    @torch.no_grad()
+    def take_in_(self, other: ActivationQuantizer) -> None:
+        """Take what another one has watched into what is kept for the next :func:`merge`."""
+        self.batch[0] = torch.minimum(self.batch[0], other.batch[0])
+        self.batch[1:3] = torch.maximum(self.batch[1:3], other.batch[1:3])
+        self.batch[3:] += other.batch[3:]
+
 
 @torch.no_grad()
-def merge(quantizers: Sequence[ActivationQuantizer], reduce_max: Callable[[Tensor], Tensor]) -> None:
+def merge(quantizers: Sequence[ActivationQuantizer], reduce: Reduce) -> None:
     """Take what was watched since the last call into the ranges' moving averages (Jacob et al. 2018, section 3.1).
 
     The first range is taken as it is, later ones by ``DECAY``; a quantizer that watched nothing keeps its range.
 
     Args:
         quantizers: those of a model, in the same order on all ranks; on any devices.
-        reduce_max: the largest of a tensor over ranks, element by element; called once, or never if none is watching.
+        reduce: over ranks; called once, or never if none is watching, and once more while one wants mean sizes.
 
     Raises:
         CompressionError: an activation was NaN or infinite, on any rank; names the layer.
@@ -125,18 +146,23 @@ def merge(quantizers: Sequence[ActivationQuantizer], reduce_max: Callable[[Tenso
     device = watching[0].batch.device
     # Smallest values negated, so that one reduction takes the largest of everything. A reduction may lose NaN on its
     # way from one rank to the others, but not infinity.
-    sign = torch.tensor([-1.0, 1.0, 1.0, 1.0], device=device)
-    batches = torch.stack([quantizer.batch.to(device) for quantizer in watching]) * sign
-    together = reduce_max(batches.nan_to_num(torch.inf, torch.inf, -torch.inf)) * sign
-    unseen = together[:, 0] > together[:, 1]
-    broken = ~(together.isfinite().all(1) | unseen)
+    sign = torch.tensor([-1.0, 1.0, 1.0], device=device)
+    batches = torch.stack([quantizer.batch.to(device) for quantizer in watching])
+    ends = reduce((batches[:, :3] * sign).nan_to_num(torch.inf, torch.inf, -torch.inf), "max") * sign
+    unseen = ends[:, 0] > ends[:, 1]
+    broken = ~(ends.isfinite().all(1) | unseen)
     if bool(broken.any()):
         names = [quantizer.name for quantizer, bad in zip(watching, broken.tolist(), strict=True) if bad]
         raise CompressionError(
             f"the input of {names[0]}{f' and of {len(names) - 1} more' if names[1:] else ''} was NaN or infinite: "
             "training diverged; lower the learning rate, or clip gradients (Trainer(gradient_clip_val=1.0))."
         )
-    nothing = torch.tensor(_NOTHING, device=device)
+    sizes = batches[:, 3:].contiguous()  # as a reduction wants it
+    if any(quantizer.wants_sizes for quantizer in watching):
+        sizes = reduce(sizes, "mean")
+    mean_sizes = sizes[:, :1] / sizes[:, 1:].clamp(min=torch.finfo(sizes.dtype).tiny)
+    together = torch.cat([ends[:, :2], mean_sizes, ends[:, 2:]], 1)
+    nothing = torch.tensor(_NO_BATCH, device=device)
     for quantizer, batch, none in zip(watching, together, unseen.tolist(), strict=True):
         if none:
             continue

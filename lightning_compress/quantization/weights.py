@@ -69,7 +69,9 @@ class FollowingRange(WeightQuantizer):
         return Stored(to_integers(rows, scale, 0, self.grid).to(torch.int8), scale, self.grid)
 
     def _scale(self, rows: Tensor) -> Tensor:
-        scale = symmetric_scale(rows.abs().amax(1, keepdim=True), self.grid)
+        # Two reductions, and not one of absolute values: memory for them costs more than reading twice.
+        largest = torch.maximum(rows.amax(1, keepdim=True), -rows.amin(1, keepdim=True))
+        scale = symmetric_scale(largest, self.grid)
         return power_of_two(scale) if self.power_of_two else scale
 
 
@@ -93,6 +95,11 @@ class KeptRange(WeightQuantizer):
     @override
     def store(self, rows: Tensor) -> Stored:
         return Stored(to_integers(rows, self.scale, 0, self.grid).to(torch.int8), self.scale.clone(), self.grid)
+
+    @property
+    @override
+    def needs_weight(self) -> bool:
+        return True
 
     @torch.no_grad()
     @override
@@ -129,11 +136,15 @@ class LearnedStep(WeightQuantizer):
         scale = self.step[:, None].clone()
         return Stored(to_integers(rows, scale, 0, self.grid).to(torch.int8), scale, self.grid)
 
+    @property
+    @override
+    def needs_weight(self) -> bool:
+        return not self.step.any()
+
     @torch.no_grad()
     @override
     def refresh_(self, weight: Tensor) -> None:
-        if not self.step.any():
-            self.step.copy_(self.first(self.rows.cut(weight), self.grid))
+        self.step.copy_(self.first(self.rows.cut(weight), self.grid))
 
     @override
     def learned(self) -> list[Tensor]:

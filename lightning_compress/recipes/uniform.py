@@ -51,7 +51,7 @@ def quantize_uniformly_(model: nn.Module, bits: int) -> dict[str, BakedWeight]:
         name = raw.replace(COMPILED, "")
         if not parameter.is_floating_point() or not parameter.numel():
             continue
-        refuse_not_finite(parameter, name)
+        refuse_not_finite({name: parameter})
         values = parameter.detach()
         lowest, highest = values.float().aminmax()
         if lowest > 0 or highest < 0 or parameter.dim() == 0:

@@ -45,6 +45,19 @@ def test_gradients_that_are_not_finite_are_passed_over():
     assert ours.grad is None
 
 
+def test_moments_come_back_to_where_their_tensors_are():
+    companion = CompanionOptimizer(
+        [torch.ones(1, device="meta", requires_grad=True)], torch.optim.Adam([nn.Parameter(torch.ones(1))])
+    )
+    companion.load_state_dict([{"step": torch.tensor(3.0), "exp_avg": torch.ones(1), "exp_avg_sq": torch.ones(1)}])
+    [state] = companion.state_dict()
+    assert {name: value.device.type for name, value in state.items()} == {
+        "step": "cpu",
+        "exp_avg": "meta",
+        "exp_avg_sq": "meta",
+    }
+
+
 def test_moments_of_other_tensors():
     companion = CompanionOptimizer([leaf(1.0)], torch.optim.Adam([nn.Parameter(torch.ones(1))]))
     with pytest.raises(CheckpointError, match="the checkpoint trained 2 tensors beside the model, this callback 1"):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EMAWeightAveraging
+from pytorch_lightning.callbacks import EMAWeightAveraging, StochasticWeightAveraging
 from pytorch_lightning.plugins import MixedPrecision
 from pytorch_lightning.strategies import FSDPStrategy
 from torch import nn
@@ -278,6 +278,28 @@ def test_strategies_that_flatten_parameters_are_refused():
     run = SimpleNamespace(strategy=FSDPStrategy(), callbacks=[])
     with pytest.raises(ConfigurationError, match=r"QuantizationAwareTraining.*FSDPStrategy.*strategy='ddp'"):
         QuantizationAwareTraining().setup(run, Tiny(), "fit")
+
+
+def test_statistics_that_are_to_be_frozen_are_not_computed_anew():
+    averaging = StochasticWeightAveraging(1e-3)
+    with pytest.raises(
+        ConfigurationError, match=r"StochasticWeightAveraging.*EMAWeightAveraging.*fold_batchnorm=False"
+    ):
+        fit(Images(), QuantizationAwareTraining(), averaging)
+    fit(Images(), QuantizationAwareTraining(fold_batchnorm=False, **SPAN), averaging, max_epochs=3)
+    fit(Tiny(), QuantizationAwareTraining(**SPAN), averaging, max_epochs=3)  # which has none
+
+
+@pytest.mark.parametrize("kept", ["seen", "step"])
+def test_a_range_of_nan_in_a_checkpoint_is_refused(kept, tmp_path):
+    run = fit(Tiny(), QuantizationAwareTraining(method="lsq", **SPAN))
+    run.save_checkpoint(tmp_path / "tiny.ckpt")
+    checkpoint = torch.load(tmp_path / "tiny.ckpt", weights_only=True)
+    [state] = checkpoint["lightning_compress"].values()
+    state["method"]["quantization"]["quantizers"]["body.0.input_quantizer"][kept][0] = float("nan")
+    torch.save(checkpoint, tmp_path / "tiny.ckpt")
+    with pytest.raises(CheckpointError, match=rf"'{kept}' of body.0.input_quantizer holds NaN"):
+        load_from_checkpoint(Tiny, tmp_path / "tiny.ckpt")
 
 
 def test_nothing_to_quantize():

@@ -6,6 +6,7 @@ import torch
 from pytorch_lightning.callbacks import EMAWeightAveraging
 from pytorch_lightning.plugins import MixedPrecision
 
+from lightning_compress import GradualPruning
 from tests.conformance.interruption import assert_bitwise_equal, everything, run_to_the_end, run_until
 from tests.conformance.test_steps import Manual
 from tests.conformance.tiny import UPDATES, WINDOW, Tiny, TinyOfLightning, record_updates
@@ -103,6 +104,25 @@ def test_resumed_with_more_steps(case, tmp_path):
     with pytest.warns(UserWarning, match="the run now has 14"):
         resumed = run_to_the_end(Tiny(), case.make(**WINDOW), ckpt_path=path, max_steps=14)
     assert_bitwise_equal(everything(resumed), whole)
+
+
+class Grows(Tiny):
+    """Calls its second layer from a later step on."""
+
+    def forward(self, features):
+        hidden = self.body[:2](features)
+        return self.head(hidden if self.global_step < 5 else self.body[2:](hidden))
+
+
+def test_before_a_layer_has_seen_any_input(tmp_path):
+    def callback():
+        return GradualPruning(0.5, criterion="wanda", start=8, end=12, every=2)
+
+    whole = everything(run_to_the_end(Grows(), callback()))
+    path = run_until(3, tmp_path, Grows(), callback())
+    [state] = torch.load(path, weights_only=True)["lightning_compress"].values()
+    assert state["method"]["pruner"]["statistics"]["input_norm"]["body.3.weight"] is None
+    assert_bitwise_equal(everything(run_to_the_end(Grows(), callback(), ckpt_path=path)), whole)
 
 
 def test_resumed_from_a_checkpoint_without_this_callback(case, tmp_path):

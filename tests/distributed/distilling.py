@@ -254,13 +254,7 @@ def alone():
         yield f"{name} alone", one_run(MEANS[name](), module=student(sharded=True), ckpt_path=path, **settings)
 
 
-def spawned():
-    module, callback = Student(), MEANS["projection"]()
-    trainer = fit(module, callback, strategy="ddp_spawn", devices=2, batches=DataLoader(data(), batch_size=4))
-    yield "spawned", {"weights": weights(module.state_dict()), "world": trainer.world_size}
-
-
-MODES = {"spawned": spawned, "ddp": ddp, "sharded": sharded, "alone": alone}
+MODES = {"ddp": ddp, "sharded": sharded, "alone": alone}
 
 
 def launched(mode, folder, **environment):

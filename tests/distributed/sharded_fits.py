@@ -68,6 +68,8 @@ class Uneven(pl.LightningModule):
 
 class Sharded(Uneven):
     def configure_model(self):
+        if sharding_modules(self):
+            return  # it is called again for a validation after the fit
         mesh = self.device_mesh["data_parallel"]
         for layer in self.network[:4:2]:
             fully_shard(layer, mesh=mesh)
@@ -119,17 +121,18 @@ def scaled():
 
 
 class Watch(pl.Callback):
-    """Saves a checkpoint on the way, and keeps what was said at the end."""
+    """Saves a checkpoint on the way, and keeps what the callback at a place said at the end."""
 
-    def __init__(self, path=None):
-        self.path, self.said, self.steps = path, "", 0
+    def __init__(self, path=None, of=0):
+        self.path, self.of, self.said, self.steps = path, of, "", 0
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if trainer.global_step == SAVED_AT and self.path is not None:
             trainer.save_checkpoint(self.path)
 
     def on_train_end(self, trainer, pl_module):
-        self.said, self.steps = trainer.callbacks[0].summary()[0], trainer.callbacks[0].run.step
+        watched = trainer.callbacks[self.of]
+        self.said, self.steps = watched.summary()[0], watched.run.step
 
 
 def weights(model):
@@ -175,9 +178,14 @@ def train_and_save(folder):
             run.save_checkpoint(folder / "after the fit.ckpt")
 
 
+def resumed_by(size):
+    """The fits that go on with so many processes: all with as many as began, and one of each kind with others."""
+    return tuple(FITS) if size == 2 else ("wanda", "movement", "never pruned")
+
+
 def go_on(folder):
-    """Each fit from the checkpoint on the way."""
-    for name in FITS:
+    """Fits from the checkpoint on the way."""
+    for name in resumed_by(torch.distributed.get_world_size()):
         how = strategy(folder=name not in IN_ONE_FILE)
         _, result = fit(Sharded(), pruning(name), ckpt_path=folder / f"{name}.ckpt", **how)
         write(result, folder / f"{name}, resumed by {torch.distributed.get_world_size()}.pt")

@@ -3,7 +3,6 @@
 from functools import partial
 
 import pytest
-import torch
 
 from tests.distributed.distilling import MEANS, OTHERS, RESUMED, Student, launched, one_run
 from tests.distributed.judging import BANKS, assert_close, assert_equal, both
@@ -70,10 +69,3 @@ def test_it_resumes_on_one_process(folder):
 def test_the_second_rank_s_batches_without_a_label_count_for_the_teacher(folder):
     for terms in both(folder, "unlabelled on one rank")[0]["terms"]:
         assert terms["distillation/task"] < 3.0  # nan if the share without labels were in the mean
-
-
-def test_processes_that_are_spawned_learn_the_same(folder):
-    launched("spawned", folder)
-    found = torch.load(folder / "spawned-0.pt", weights_only=True)
-    expected = both(folder, "shuffled")[0]["weights"]
-    assert not [name for name, value in found["weights"].items() if not torch.equal(value, expected[name])]

@@ -14,7 +14,7 @@ from pytorch_lightning.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 
 from lightning_compress import ConfigurationError, GradualPruning
 from tests.distributed.once import once
-from tests.distributed.sharded_fits import FITS, IN_ONE_FILE, OverflowsOnOne, Uneven, fit, pruning, scaled
+from tests.distributed.sharded_fits import FITS, IN_ONE_FILE, OverflowsOnOne, Uneven, fit, pruning, resumed_by, scaled
 
 SIZES = (1, 2, 4)
 pytestmark = pytest.mark.timeout(600)  # of the first test, within which all worlds run
@@ -65,8 +65,7 @@ def test_a_fit_ends_like_one_on_one_process(results, on_one, name):
     assert 0.2 < zeros < 0.7
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", FITS)
+@pytest.mark.parametrize(("size", "name"), [(size, name) for size in SIZES for name in resumed_by(size)])
 def test_a_run_of_two_processes_goes_on_with_any_number(results, on_one, name, size):
     assert (results / f"{name}.ckpt").is_dir() == (name not in IN_ONE_FILE)
     assert_alike(load(results / f"{name}, resumed by {size}.pt"), on_one[name])

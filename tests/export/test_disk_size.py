@@ -124,8 +124,8 @@ class Extra(nn.Linear):
 
 @pytest.mark.parametrize(("model", "said"), [
     (nn.Sequential(nn.LazyLinear(4)), r"0\.weight has no shape yet"),
-    (nn.Linear(2, 2, device="meta"), "weight has no numbers yet"),
-    ({"weight": torch.ones(1)}, r"disk_size\(dict\) measures modules"),
+    (nn.Linear(2, 2, device="meta"), "weight is on the meta device"),
+    ({"weight": torch.ones(1)}, r"disk_size\(dict\) takes modules"),
     (nn.Sequential(Extra(2, 2)), r"0\._extra_state in the state of Sequential is of dict"),
 ])  # fmt: skip
 def test_what_has_no_size_is_refused(model, said):

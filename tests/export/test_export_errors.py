@@ -94,7 +94,7 @@ def test_a_folder_of_that_name(tmp_path):
 
 
 def test_a_model_without_numbers(tmp_path):
-    with pytest.raises(ConfigurationError, match=r"model=Sequential: 0.weight is on the meta device, without numbers"):
+    with pytest.raises(ConfigurationError, match=r"0.weight is on the meta device"):
         export(mlp().to("meta"), tmp_path / "model.onnx", VECTORS)
 
 
@@ -119,7 +119,7 @@ def test_a_file_that_the_onnx_checker_refuses(tmp_path):
 
 
 def test_no_model(tmp_path):
-    with pytest.raises(ConfigurationError, match=r"model=dict: give the module that was trained"):
+    with pytest.raises(ConfigurationError, match=r"export\(dict\) takes modules"):
         export({}, tmp_path / "model.onnx", VECTORS)
 
 

@@ -231,7 +231,7 @@ def test_nothing_is_said_on_the_terminal(capfd):
     (mlp(), (random(3, 5),), "check_guidelines calls Sequential.* failed with the inputs given"),
     (nn.Sequential(nn.LazyLinear(4)), (random(3, 5),), r"0\.weight has no shape yet"),
     (nn.Linear(2, 2, device="meta"), (random(3, 2),), "meta device"),
-    ("model", (), "measures modules"),
+    ("model", (), "takes modules"),
 ])  # fmt: skip
 def test_what_cannot_be_checked_is_refused(model, inputs, said):
     with pytest.raises(ConfigurationError, match=said):

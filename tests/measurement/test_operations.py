@@ -325,7 +325,7 @@ def test_compiled_models_and_inference_mode():
     (mlp(), (), "failed with the inputs given"),
     (nn.Sequential(nn.LazyLinear(4)), (random(3, 5),), r"0\.weight has no shape yet"),
     (nn.Linear(2, 2, device="meta"), (random(3, 2),), "meta device"),
-    (len, (random(3, 5),), "measures modules"),
+    (len, (random(3, 5),), "takes modules"),
 ])  # fmt: skip
 def test_what_cannot_be_counted_is_refused(model, inputs, said):
     with pytest.raises(ConfigurationError, match=said):

@@ -118,7 +118,7 @@ def test_the_model_itself_may_be_a_layer_or_hold_nothing():
 @pytest.mark.parametrize(("model", "said"), [
     (nn.Sequential(nn.LazyLinear(4)), r"0\.weight has no shape yet: pass one batch"),
     (nn.Linear(2, 2, device="meta"), "weight is on the meta device"),
-    ({"weight": torch.ones(1)}, r"measure_size\(dict\) measures modules"),
+    ({"weight": torch.ones(1)}, r"measure_size\(dict\) takes modules"),
 ])  # fmt: skip
 def test_what_cannot_be_measured_is_refused_by_name(model, said):
     with pytest.raises(ConfigurationError, match=said):
@@ -126,6 +126,6 @@ def test_what_cannot_be_measured_is_refused_by_name(model, said):
 
 
 def test_a_sharded_parameter_is_refused(monkeypatch):
-    monkeypatch.setattr("lightning_compress.measurement.checks.is_sharded", lambda tensor: tensor.dim() > 1)
+    monkeypatch.setattr("lightning_compress.core.checks.is_sharded", lambda tensor: tensor.dim() > 1)
     with pytest.raises(CompressionError, match=r"0\.weight is spread over processes"):
         measure_size(mlp())

@@ -4,6 +4,7 @@ import torch
 
 from lightning_compress.core import select
 from lightning_compress.quantization import Quantization, Settings
+from lightning_compress.quantization.watching import alone
 
 DEFAULTS = {
     "weight_bits": 8,
@@ -14,11 +15,6 @@ DEFAULTS = {
     "method": "minmax",
     "power_of_two": False,
 }
-
-
-def alone(tensor):
-    """What one rank has is the largest of all."""
-    return tensor
 
 
 def quantized(

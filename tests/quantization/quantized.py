@@ -6,6 +6,7 @@ from torch import nn
 from lightning_compress.core import select
 from lightning_compress.quantization import Quantization, Settings
 from lightning_compress.quantization.activations import ActivationQuantizer
+from lightning_compress.quantization.watching import alone
 
 DEFAULTS = {
     "weight_bits": 8,
@@ -57,9 +58,9 @@ def quantize_(
         with torch.no_grad():
             call(model, *batch)
         if step == 0:
-            quantization.activate_(lambda tensor: tensor)
+            quantization.activate_(alone)
         else:
-            quantization.advance_(lambda tensor: tensor, refresh_every=1)
+            quantization.advance_(alone, refresh_every=1)
     quantization.freeze_()
     model.eval()
     return quantization

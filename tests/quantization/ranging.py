@@ -1,6 +1,7 @@
 """Activation quantizers that have seen something, and every way of quantizing activations."""
 
 from lightning_compress.quantization.activations import activation_quantizer, merge
+from lightning_compress.quantization.watching import alone
 from tests.quantization.judges import settings
 
 METHODS = ("minmax", "percentile", "mse", "lsq", "lsq+", "pact")
@@ -9,11 +10,6 @@ SIGNED = [{"method": method, "activation_scheme": "symmetric"} for method in ("m
 FIXED_POINT = [{"activation_scheme": scheme, "power_of_two": True} for scheme in ("asymmetric", "symmetric")]
 EVERY = [*INTEGERS, *SIGNED, *FIXED_POINT]
 LEARNED = [{"method": method} for method in ("lsq", "lsq+", "pact")]
-
-
-def alone(tensor):
-    """The largest over one rank."""
-    return tensor
 
 
 def watching(name="layer", **changes):

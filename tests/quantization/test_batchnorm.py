@@ -10,8 +10,9 @@ from torch import nn
 from lightning_compress.core import select
 from lightning_compress.quantization import Quantization
 from lightning_compress.quantization.batchnorm import is_folded
+from lightning_compress.quantization.watching import alone
 from tests.quantization.judges import settings
-from tests.quantization.models import alone, quantized
+from tests.quantization.models import quantized
 from tests.quantization.test_layers import input_on_grid, on_grid
 
 
@@ -170,7 +171,7 @@ def test_a_compiled_network_is_folded_too():
 
 @pytest.mark.parametrize("method", ["lsq", "mse"])
 def test_ranks_fold_statistics_of_their_own_within_one_range(method):
-    def activated(model, images, reduce_max):
+    def activated(model, images, reduce):
         wanted = settings(method=method)
         one = Quantization(
             model,
@@ -183,15 +184,15 @@ def test_ranks_fold_statistics_of_their_own_within_one_range(method):
         )
         one.watch_()
         model.train()(images)
-        one.activate_(reduce_max)
+        one.activate_(reduce)
         return model.conv.weight_quantizer.held()
 
     torch.manual_seed(0)
     model, sent = Block(bias=True), []
-    other = activated(copy.deepcopy(model), 2 * IMAGES, lambda tensor: sent.append(tensor.clone()) or tensor)
+    other = activated(copy.deepcopy(model), 2 * IMAGES, lambda tensor, how: sent.append(tensor.clone()) or tensor)
     alone_ = activated(copy.deepcopy(model), IMAGES, alone)
     together = iter(sent)
-    mine = activated(copy.deepcopy(model), IMAGES, lambda tensor: torch.maximum(tensor, next(together)))
+    mine = activated(copy.deepcopy(model), IMAGES, lambda tensor, how: torch.maximum(tensor, next(together)))
     for name, kept in mine.items():
         assert not torch.equal(alone_[name], other[name])
         assert torch.equal(kept, torch.maximum(alone_[name], other[name]))

@@ -12,7 +12,8 @@ from transformers.pytorch_utils import Conv1D
 from lightning_compress.core import select
 from lightning_compress.quantization import Quantization, Settings
 from lightning_compress.quantization.bias_correction import InputMeans, correct_biases_, expected_error
-from tests.quantization.models import DEFAULTS, alone
+from lightning_compress.quantization.watching import alone
+from tests.quantization.models import DEFAULTS
 
 SIZES = (5, 2, 7)  # so that a mean of means would be another
 

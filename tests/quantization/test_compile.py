@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
-from tests.quantization.models import alone, quantized
+from lightning_compress.quantization.watching import alone
+from tests.quantization.models import quantized
 
 WAYS = {
     "int8": {},

@@ -313,6 +313,8 @@ def test_accuracy_after_conversion(digits, to, bits):
 
 
 def test_an_unknown_format_lists_those_there_are():
+    with pytest.raises(ConfigurationError, match=r"convert\(dict\) takes modules"):
+        convert({}, to="torchao-int8")
     with pytest.raises(ConfigurationError, match="to='int8' is none of 'torchao-int8', 'torchao-int4', "):
         convert(mlp(), "int8")
 

@@ -36,6 +36,14 @@ def test_held_tensors_move_and_are_copied_with_the_module():
     assert {tensor.device.type for tensor in module.held().values()} == {"cpu"}
 
 
+def test_memory_given_to_other_parameters_leaves_the_numbers():
+    module = holder()
+    before = {name: tensor.clone() for name, tensor in module.held().items()}
+    model = torch.nn.Sequential(module, torch.nn.Linear(2, 2, device="meta"))
+    model.to_empty(device="cpu")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.held().items())
+
+
 def test_parameters_of_children_are_cast_as_ever():
     module = holder()
     module.add_module("child", torch.nn.Linear(2, 2))

@@ -108,6 +108,19 @@ def test_recurrent(kind, packed):
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_weights_that_were_set_anew_are_quantized(kind):
+    layer, tensor = kind(4, 6), torch.randn(9, 3, 4)
+    quantized(layer, [tensor])
+    layer.load_state_dict({name: weight.clone() for name, weight in layer.state_dict().items()}, assign=True)
+    found = layer(tensor)[0]
+    expected = copy.deepcopy(layer)  # which would notice, too
+    for name, weight in expected.named_parameters():
+        if name.startswith("weight_"):
+            weight.data = on_grid(weight)
+    torch.testing.assert_close(found, expected.original.forward(expected, input_on_grid(tensor))[0])
+
+
 def attention_on_grid(layer, tensor, **options):
     expected = copy.deepcopy(layer)
     expected.in_proj_weight.data = on_grid(layer.in_proj_weight)

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
+from lightning_compress import ConfigurationError
 from lightning_compress.quantization.removal import remove, remove_
 from tests.quantization.quantized import (
     IDS,
@@ -231,3 +232,11 @@ def test_a_lightning_module_in_a_trainer_is_copied_without_the_trainer_and_the_h
     assert "setup" not in vars(plain)
     assert plain.on_save_checkpoint is own
     assert same_classes(plain, Module())
+
+
+@pytest.mark.parametrize(
+    ("given", "said"), [({}, r"remove\(dict\) takes modules"), (nn.Linear(2, 2, device="meta"), "meta")]
+)
+def test_what_has_no_numbers_is_refused(given, said):
+    with pytest.raises(ConfigurationError, match=said):
+        remove(given)

@@ -16,8 +16,9 @@ from lightning_compress.quantization.batchnorm import is_folded
 from lightning_compress.quantization.model import strip_
 from lightning_compress.quantization.outputs import QuantizedBefore
 from lightning_compress.quantization.sums import SumFinder, Sums, agreed
+from lightning_compress.quantization.watching import alone
 from tests.quantization.judges import integers_by_numpy, numbers_by_numpy, settings
-from tests.quantization.models import alone, quantized
+from tests.quantization.models import quantized
 from tests.quantization.residual import IMAGES, Block, Functional, Inverted, SharedActivation, resnet, with_blocks
 
 # The second block widens: it reads what the first gives through convolutions alone.
@@ -355,8 +356,8 @@ def test_ranks_agree():
     mine = Sums({"a": quantizer, "b": quantizer, "c": quantizer}, {"d": "a"}, 0)
     other = Sums({"a": quantizer, "c": quantizer}, {"d": "c"}, 0)
     sent = []
-    agreed(other, names, lambda tensor: sent.append(tensor) or tensor, torch.device("cpu"))
-    found = agreed(mine, names, lambda tensor: torch.maximum(tensor, sent[0]), torch.device("cpu"))
+    agreed(other, names, lambda tensor, how: sent.append(tensor) or tensor, torch.device("cpu"))
+    found = agreed(mine, names, lambda tensor, how: torch.maximum(tensor, sent[0]), torch.device("cpu"))
     assert list(found.quantizers) == ["a", "c"]
     assert found.readers == {}
     assert agreed(mine, names, alone, torch.device("cpu")) == mine

@@ -1,11 +1,14 @@
+import math
+
+import numpy as np
 import pytest
 import torch
 
 from lightning_compress.core import CompressionError
 from lightning_compress.quantization.grid import Grid
-from lightning_compress.quantization.watching import DECAY, merge
+from lightning_compress.quantization.watching import DECAY, alone, merge
 from tests.quantization.judges import random
-from tests.quantization.ranging import EVERY, LEARNED, METHODS, alone, ranged, watching
+from tests.quantization.ranging import EVERY, LEARNED, METHODS, ranged, watching
 
 
 def test_as_published_ranges_are_moving_averages():
@@ -38,8 +41,8 @@ def test_ranks_agree_on_what_any_of_them_saw():
     second[0](random(30, seed=1) * 2)
     second[1](random(30, seed=2))  # a layer that the first rank never called
     sent = []
-    merge(second, lambda tensor: sent.append(tensor.clone()) or tensor)
-    merge(first, lambda tensor: torch.maximum(tensor, sent[0]))
+    merge(second, lambda tensor, how: sent.append(tensor.clone()) or tensor)
+    merge(first, lambda tensor, how: torch.maximum(tensor, sent[0]))
     seen = torch.cat([random(30), random(30, seed=1) * 2])
     assert first[0].seen[:2].tolist() == [seen.min().item(), seen.max().item()]
     assert torch.equal(first[1].seen, second[1].seen)
@@ -51,12 +54,12 @@ def test_the_reduction_runs_once_for_all_and_not_at_all_for_none():
     quantizers = [watching() for _ in range(3)]
     for quantizer in quantizers[:2]:
         quantizer(random(5))
-    merge(quantizers, lambda tensor: calls.append(tensor.shape) or tensor)
-    assert calls == [(3, 4)]
+    merge(quantizers, lambda tensor, how: calls.append(tensor.shape) or tensor)
+    assert calls == [(3, 3)]
     for quantizer in quantizers:
         quantizer.watching = False
-    merge(quantizers, lambda tensor: calls.append(tensor.shape) or tensor)
-    merge([], lambda tensor: calls.append(tensor.shape) or tensor)
+    merge(quantizers, lambda tensor, how: calls.append(tensor.shape) or tensor)
+    merge([], lambda tensor, how: calls.append(tensor.shape) or tensor)
     assert len(calls) == 1
 
 
@@ -84,7 +87,7 @@ def test_nan_and_infinity_are_refused_by_name_on_all_ranks(value, method):
     quantizers[1](broken)
     sent = []
 
-    def send(tensor):
+    def send(tensor, how):
         sent.append(tensor.clone())
         return tensor
 
@@ -96,7 +99,7 @@ def test_nan_and_infinity_are_refused_by_name_on_all_ranks(value, method):
     for quantizer in sound:
         quantizer(random(30))
     with pytest.raises(CompressionError, match=message):
-        merge(sound, lambda tensor: torch.fmax(tensor, sent[0]))
+        merge(sound, lambda tensor, how: torch.fmax(tensor, sent[0]))
 
 
 def test_several_broken_layers_are_counted():
@@ -122,7 +125,7 @@ def test_only_training_is_watched_and_only_while_watching():
     quantizer.train()
     quantizer.watching = False
     quantizer(random(30))
-    assert quantizer.batch.tolist() == [torch.inf, -torch.inf, 0.0, 0.0]
+    assert quantizer.batch.tolist() == [torch.inf, -torch.inf, 0.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("changes", [*EVERY, {"activation_bits": "float8"}], ids=str)
@@ -142,12 +145,31 @@ def test_features_are_those_of_the_largest_batch_of_any_rank_and_stay():
         for length in lengths:
             quantizer(random(2, length, 4))
     sent = []
-    merge([ranks[1]], lambda tensor: sent.append(tensor.clone()) or tensor)
-    merge([ranks[0]], lambda tensor: torch.maximum(tensor, sent[0]))
+    merge([ranks[1]], lambda tensor, how: sent.append(tensor.clone()) or tensor)
+    merge([ranks[0]], lambda tensor, how: torch.maximum(tensor, sent.pop(0)))
     assert [quantizer.features for quantizer in ranks] == [32, 32]
     ranks[0](random(2, 100, 4))
     merge([ranks[0]], alone)
     assert ranks[0].features == 32
+
+
+def test_the_first_step_is_made_from_the_mean_over_batches_and_ranks():
+    batches = [random(4, 50) * (1 + seed) for seed in range(4)]
+    whole = ranged(torch.cat(batches), method="lsq")
+    expected = 2 * np.abs(torch.cat(batches).numpy()).mean() / math.sqrt(127)
+    assert whole.step.item() == pytest.approx(expected, rel=1e-5)
+    ranks = [watching(method="lsq") for _ in range(2)]
+    for place, batch in enumerate(batches):
+        ranks[place % 2](batch)
+    sent = []
+    merge([ranks[1]], lambda tensor, how: sent.append(tensor.clone()) or tensor)
+    of_both = {"max": torch.maximum, "mean": lambda one, other: (one + other) / 2}
+    merge([ranks[0]], lambda tensor, how: of_both[how](tensor, sent.pop(0)))
+    assert ranks[0].step.item() == pytest.approx(expected, rel=1e-5)
+    calls = []
+    ranks[0](batches[0])
+    merge([ranks[0]], lambda tensor, how: calls.append(how) or tensor)
+    assert calls == ["max"]  # nothing is made from means any more
 
 
 @pytest.mark.parametrize("changes", LEARNED, ids=str)

@@ -204,16 +204,21 @@ def test_trained_ternary_begins_with_the_means_of_what_it_replaces():
 
 
 @pytest.mark.parametrize("changes", LEARNED, ids=str)
-def test_only_the_first_refresh_sets_what_is_learned(changes):
-    quantizer, weight = quantizer_of("Linear", **changes)
-    [learned] = quantizer.learned()
-    before = learned.clone()
-    quantizer.refresh_(weight * 5)
-    assert torch.equal(learned, before)
+def test_what_is_learned_is_set_once_from_the_weight(changes):
+    quantizer, _ = quantizer_of("Linear", **changes)
+    assert not quantizer.needs_weight
+    fresh = weight_quantizer(Target("layer.weight", nn.Linear(12, 8), "weight"), settings(**changes))
+    assert fresh.needs_weight
+
+
+def test_only_kept_ranges_look_at_the_weight_again():
+    assert quantizer_of("Linear", method="percentile")[0].needs_weight
+    assert not quantizer_of("Linear", method="minmax")[0].needs_weight
 
 
 @pytest.mark.parametrize("changes", LEARNED, ids=str)
 def test_learned_values_stay_positive_but_are_not_set_before_they_are_used(changes):
+    torch.manual_seed(0)
     target = Target("layer.weight", nn.Linear(12, 8), "weight")
     quantizer = weight_quantizer(target, settings(**changes))
     [learned] = quantizer.learned()

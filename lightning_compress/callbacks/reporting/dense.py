@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_only, rank_zero_warn
@@ -84,6 +85,21 @@ class DenseModel:
         self.in_words = f"{type(module).__name__} before the fit"
         if file is not None and file.is_file():
             self._copy = with_weights(module, file)
+
+    def weights(self) -> dict[str, Any] | None:
+        """Of the copy from before the fit, if that is what a report compares with."""
+        return None if self._copy is None or self._given != BEFORE_FIT else self._copy.state_dict()
+
+    def recall(self, module: pl.LightningModule, weights: Mapping[str, Any] | None) -> None:
+        """Take :meth:`weights` of another process back, unless the dense model is known.
+
+        Args:
+            module: of the fit.
+            weights: if there are any.
+        """
+        if weights is not None and self._copy is None:
+            self._copy = copied(module)
+            self._copy.load_state_dict(weights)
 
     @rank_zero_only
     def keep(self) -> None:

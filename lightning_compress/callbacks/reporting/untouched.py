@@ -10,8 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from lightning_compress.core.copies import own_attributes
-from lightning_compress.quantization.removal import uncompile_
+from lightning_compress.core.copies import own_attributes, uncompile_
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What cannot be measured is refused by name."""
+"""A model without its numbers is refused by name."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from lightning_compress.core import CompressionError, ConfigurationError
+from lightning_compress.core.errors import CompressionError, ConfigurationError
 from lightning_compress.core.precision import plain_name
 from lightning_compress.core.targets import is_sharded
 
 
 def check_model(model: Any, function: str) -> None:
-    """Refuse what has no numbers to measure.
+    """Refuse what is no module, and a module whose numbers are not all here.
 
     Args:
         model: what a user gave.
@@ -24,7 +24,7 @@ def check_model(model: Any, function: str) -> None:
         CompressionError: a parameter that is spread over processes.
     """
     if not isinstance(model, nn.Module):
-        raise ConfigurationError(f"{function}({type(model).__name__}) measures modules: give a torch.nn.Module.")
+        raise ConfigurationError(f"{function}({type(model).__name__}) takes modules: give a torch.nn.Module.")
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for raw, tensor in tensors.items():
         name = plain_name(raw)
@@ -32,10 +32,12 @@ def check_model(model: Any, function: str) -> None:
             raise ConfigurationError(f"{name} has no shape yet: pass one batch through the model before {function}.")
         if is_sharded(tensor):
             raise CompressionError(
-                f"{name} is spread over processes: {function} needs the whole model on each, as before fully_shard."
+                f"{name} is spread over processes: {function} needs the whole model, as before fully_shard; or save a "
+                "checkpoint in one file (ModelParallelStrategy(save_distributed_checkpoint=False)) and read it on one "
+                "process with lightning_compress.load_from_checkpoint."
             )
         if tensor.is_meta:
             raise ConfigurationError(
-                f"{name} is on the meta device, where it has no numbers, so {function} cannot tell its zeros: load the "
-                "model on a real device, as model.to_empty(device='cpu') and load_state_dict do."
+                f"{name} is on the meta device, where it has no numbers, and {function} needs them: load the model on "
+                "a real device, as model.to_empty(device='cpu') and load_state_dict do."
             )
