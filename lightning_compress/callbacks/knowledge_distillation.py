@@ -18,7 +18,7 @@ from lightning_compress.callbacks.alongside import Alongside
 from lightning_compress.callbacks.attached import AttachedCallback
 from lightning_compress.callbacks.handover import MEMORY
 from lightning_compress.callbacks.hooks import AroundSteps, has_forward
-from lightning_compress.callbacks.optimizers import skipped_by_scaler
+from lightning_compress.callbacks.optimizers import after_each_step, skipped_by_scaler
 from lightning_compress.callbacks.order import Stage
 from lightning_compress.callbacks.side_file import is_launched
 from lightning_compress.callbacks.state import refuse_damage
@@ -204,7 +204,7 @@ class KnowledgeDistillation(AttachedCallback, AroundSteps):
         )
         self._alongside = Alongside(trainer, [] if state is None else refuse_damage(self._load, state, self.state_key))
         hook = partial(self._after_optimizer_step, trainer)
-        self._handles = [optimizer.register_step_post_hook(hook) for optimizer in trainer.optimizers]
+        self._handles = [after_each_step(optimizer, hook) for optimizer in trainer.optimizers]
 
     def training_step(self, module: pl.LightningModule, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The module's own step, or a call of its network; then the terms, under automatic optimization."""

@@ -8,7 +8,10 @@ from torch import nn
 
 from lightning_compress import ConfigurationError
 from lightning_compress.callbacks import zero
+from lightning_compress.callbacks.companion import CompanionOptimizer
 from lightning_compress.callbacks.optimizers import after_each_step, skipped_by_scaler, trained_by
+from lightning_compress.callbacks.strategies import refuse_lost_hooks
+from lightning_compress.quantization.outputs import quantize_output
 
 START, STOP = 3, 9  # what this process steps of a weight of twelve numbers
 
@@ -107,6 +110,18 @@ def test_hooks_run_after_each_step_with_the_scale_that_it_had():
     assert zero.loss_scale(optimizer) == 16.0
 
 
+def test_what_trains_beside_it_is_unscaled():
+    found = []
+    for scale in (1.0, 8.0):
+        optimizer, learned = DeepSpeedZeroOptimizer(), torch.ones(2, requires_grad=True)
+        optimizer.loss_scale = scale
+        learned.grad = torch.full((2,), 3.0) * scale
+        CompanionOptimizer([learned], optimizer).step(lambda tensor: tensor, 1.0)
+        found.append(learned.detach().clone())
+    assert torch.equal(found[0], torch.full((2,), 1.0 - 0.1 * 3.0))
+    assert torch.equal(*found)
+
+
 def test_it_says_itself_what_it_skipped():
     optimizer = DeepSpeedZeroOptimizer()
     assert not skipped_by_scaler(optimizer)
@@ -117,3 +132,16 @@ def test_it_says_itself_what_it_skipped():
 def test_other_optimizers_of_copies_are_refused():
     with pytest.raises(ConfigurationError, match=r"SimpleNamespace.*DeepSpeedStrategy\(stage=2\).*strategy='ddp'"):
         after_each_step(SimpleNamespace(), print)
+
+
+class DeepSpeedStrategy:
+    """Refused by its name, as where DeepSpeed is not installed."""
+
+
+def test_evaluations_that_would_take_the_hooks_of_residual_sums_away_are_refused():
+    model = nn.Sequential(nn.ReLU())
+    refuse_lost_hooks(DeepSpeedStrategy(), model, "QuantizationAwareTraining")
+    model[0].register_forward_hook(quantize_output)
+    refuse_lost_hooks(SimpleNamespace(), model, "QuantizationAwareTraining")
+    with pytest.raises(ConfigurationError, match=r"QuantizationAwareTraining.*DeepSpeedStrategy.*residual_sums=False"):
+        refuse_lost_hooks(DeepSpeedStrategy(), model, "QuantizationAwareTraining")
