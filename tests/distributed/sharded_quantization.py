@@ -221,9 +221,9 @@ class ShardedWide(Wide):
 
 
 class Diverges(Sharded):
-    """A weight becomes NaN in the last process's part alone."""
+    """A weight becomes NaN in the last process's part alone, before anything is computed with it."""
 
-    def on_train_batch_end(self, outputs, batch, batch_idx):
+    def on_before_optimizer_step(self, optimizer):
         if self.global_step == WINDOW["end"] - 1 and self.global_rank == self.trainer.world_size - 1:
             reshard(sharding_modules(self))
             local(self.network[0].weight).fill_(float("nan"))
