@@ -49,13 +49,15 @@ def measure(method: str, setting: str, data: str, seed: int) -> dict[str, float]
     module = dense(data, seed, learning_rate=LEARNING_RATES[setting])
     pl.seed_everything(seed, verbose=False)
     sentences = RottenTomatoes(training_sentences=SENTENCES[data], seed=seed)
+    one_by_one = RottenTomatoes(training_sentences=SENTENCES[data], batch_size=1, seed=seed).train_dataloader()
     if method == "PTQ, smoothed":
-        return judge(quantize(module, sentences.train_dataloader(), smooth=0.5, correct_bias=True, **SETTINGS[setting]))
+        extras = {"smooth": 0.5, "correct_bias": True}
+        return judge(quantize(module, one_by_one, batches=peers.CALIBRATION, **extras, **SETTINGS[setting]))
     if method == "PTQ":
         # Learned steps need training; the nearest that does not, and the better one below 8 bits, is the best range in
         # mean square.
         settings = SETTINGS[setting] | ({"method": "mse"} if setting in {"W2", "W4A8", "W4"} else {})
-        return judge(quantize(module, sentences.train_dataloader(), **settings))
+        return judge(quantize(module, one_by_one, batches=peers.CALIBRATION, **settings))
     if method == "QAT":
         fit(module, data, seed, [QuantizationAwareTraining(**SETTINGS[setting])], epochs=1)
         return judge(module)

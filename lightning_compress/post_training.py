@@ -55,7 +55,8 @@ def quantize(
         model: a LightningModule or any other module; stays as it is.
         dataloader: batches, labels and all. A mapping is passed as ``model(**batch)``, of a tuple or list the first
             entry, and a tensor as it is; tensors are moved to the model's device.
-        batches: how many of them to look at, at most.
+        batches: how many of them to look at, at most. Sentences are best given one by one (``batches=300`` of a loader
+            with ``batch_size=1``): padding would enter the ranges, and a batch counts by its largest number.
         smooth: SmoothQuant's migration strength, 0.5 in the paper: outliers of a pre-LN Transformer's activations are
             moved into the weights first (Xiao et al. 2022, arXiv 2211.10438, equation 4). The batches are kept in
             memory meanwhile.
