@@ -14,6 +14,7 @@ import torch
 from benchmarks.points import Points
 from benchmarks.quantization_accuracy import METHODS, SETTINGS, accuracy
 from benchmarks.quantization_cnn import cnn
+from benchmarks.quantization_files import files
 from benchmarks.quantization_speed import speed
 from benchmarks.quantization_step import step_time
 
@@ -21,7 +22,7 @@ from benchmarks.quantization_step import step_time
 def main() -> None:
     """Measure what is missing, then print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=["accuracy", "speed", "cnn", "step"], help="one table")
+    parser.add_argument("--only", choices=["accuracy", "speed", "files", "cnn", "step"], help="one table")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), help="rows of accuracy")
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS), help="likewise")
     parser.add_argument("--threads", type=int, default=2, help="of torch; two processes of one do more than one of two")
@@ -33,6 +34,8 @@ def main() -> None:
         accuracy(points, methods=arguments.methods, settings=arguments.settings)
     if arguments.only in (None, "speed"):
         speed(points, arguments.threads)
+    if arguments.only in (None, "files"):
+        files(points)
     if arguments.only in (None, "cnn"):
         cnn(points, arguments.threads)
     if arguments.only in (None, "step"):
