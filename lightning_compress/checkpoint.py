@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -55,6 +56,12 @@ def load_from_checkpoint(module_class: type[Module], path: str | os.PathLike[str
     if not isinstance(module_class, type) or load is None:
         raise ConfigurationError(
             f"load_from_checkpoint({module_class!r}, ...): give the class of your LightningModule, not an instance."
+        )
+    if Path(path).is_dir():
+        raise CheckpointError(
+            f"{path} is a folder, in which each process has written its part: test it by a Trainer of one process with "
+            "its callbacks and strategy=ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1, "
+            "save_distributed_checkpoint=False), then save_checkpoint() one file, and load that."
         )
     states = _states(path, weights_only=arguments.get("weights_only") is not False)
     module: Module = load(path, **arguments)

@@ -80,6 +80,20 @@ class AttachedCallback(pl.Callback):
                 raise
             # The layers may come with the module's own setup or configure_model; prepare is called again after them.
 
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A run that was over when it was resumed has trained nothing: what its checkpoint knows is kept."""
+        if not self.is_training:
+            self._take_over(trainer, pl_module)
+
+    def _take_over(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Have what a checkpoint knows without training on."""
+        if (state := self._handover.peek()) is not None:
+            self.load_untrained(pl_module, state)
+            self._handover.keep_read(pl_module)
+
+    def load_untrained(self, model: pl.LightningModule, state: dict[str, Any]) -> None:
+        """Give a module what it needs of :meth:`state` beside its weights, though it is not trained."""
+
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Let go of the run, and keep what the next one needs, where the next one will be."""
         comes_back = stage == "fit" and self.is_training and is_launched(trainer)

@@ -28,7 +28,7 @@ from lightning_compress.callbacks.optimizers import (
     with_gradients,
 )
 from lightning_compress.callbacks.order import refuse_shared_targets
-from lightning_compress.callbacks.state import RunState, load_method, restored
+from lightning_compress.callbacks.state import RunState, load_method, restored, warn_of_changes
 from lightning_compress.callbacks.strategies import refuse_lost_hooks
 from lightning_compress.core import CompressionError, Target
 from lightning_compress.core.hooks import untraced
@@ -189,10 +189,15 @@ class CompressionCallback(AttachedCallback):
         """Take over what the model that is to be evaluated needs beside its weights, from a checkpoint or the fit."""
         if self.run is not None or trainer.state.fn == TrainerFn.FITTING:
             return
-        if (state := self._handover.peek()) is not None:
-            load_method(partial(self.load_for_evaluation, pl_module), state, type(self).__name__)
+        if self._handover.peek() is not None:
+            self._take_over(trainer, pl_module)
         elif self.outlives_fit:
             self._attach_returned(pl_module)
+
+    def load_untrained(self, model: pl.LightningModule, state: dict[str, Any]) -> None:
+        """Evaluate as the checkpoint was trained."""
+        warn_of_changes(state, self.settings(), type(self).__name__)
+        load_method(partial(self.load_for_evaluation, model), state, type(self).__name__)
 
     def _attach_returned(self, model: nn.Module) -> None:
         """What a model needs beside its weights, if these alone came back from a fit in launched processes."""

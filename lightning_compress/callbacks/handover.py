@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from lightning_compress.callbacks.side_file import SideFile, mark_of
 from lightning_compress.core import CheckpointError
-from lightning_compress.core.sharded_state import located, split, whole_on_first
+from lightning_compress.core.sharded_state import has_parts_in_folder, located, split, whole_on_first
 from lightning_compress.core.targets import is_sharded
 
 CHECKPOINT_KEY = "lightning_compress"
@@ -81,6 +81,15 @@ class Handover:
         before = _runs(module) - {self._kept_of}
         self._kept, self._kept_of, self._mark = state, uuid.uuid4().hex, None
         module.__dict__[_RUNS] = before | {self._kept_of}
+
+    def keep_read(self, module: pl.LightningModule) -> None:
+        """Remember the state in the checkpoint that was read as that in which a module is left.
+
+        But for one of which parts lie in the checkpoint's folder: only a fit reads them.
+        """
+        state, self._read = self._read, None
+        if state is not None and not has_parts_in_folder(state):
+            self.keep(module, state)
 
     def send(self, module: pl.LightningModule, *, first: bool) -> None:
         """Leave what :meth:`keep` was given to the process that launched this one; a warning if that fails.

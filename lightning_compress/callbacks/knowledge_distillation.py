@@ -22,7 +22,7 @@ from lightning_compress.callbacks.optimizers import after_each_step, skipped_by_
 from lightning_compress.callbacks.order import Stage
 from lightning_compress.callbacks.side_file import is_launched
 from lightning_compress.callbacks.state import refuse_damage
-from lightning_compress.callbacks.strategies import refuse_flat_parameters
+from lightning_compress.callbacks.strategies import refuse_averages_of_parts, refuse_flat_parameters
 from lightning_compress.callbacks.student_copies import StudentCopies
 from lightning_compress.core import CompressionError, ConfigurationError
 from lightning_compress.core.hooks import untraced
@@ -146,6 +146,7 @@ class KnowledgeDistillation(AttachedCallback, AroundSteps):
         if self.copies.are_wanted or getattr(trainer.strategy, "zero_stage_3", False):
             copied = " of 'self' or 'ema'" if self.copies.are_wanted else ""
             refuse_flat_parameters(trainer.strategy, f"KnowledgeDistillation{copied}")
+        refuse_averages_of_parts(trainer, "KnowledgeDistillation")
         if is_launched(trainer):  # spawned processes share the tensors that they are given, and train these
             for peer in self._peers.values():
                 for tensor in (*peer.parameters(), *peer.buffers()):

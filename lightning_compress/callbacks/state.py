@@ -117,6 +117,23 @@ def restored(
     return run
 
 
+def warn_of_changes(state: Mapping[str, Any], settings: Mapping[str, Any], name: str) -> None:
+    """Say that a checkpoint is evaluated with other settings than it was trained with.
+
+    Args:
+        state: as ``CompressionCallback.state`` made it.
+        settings: the callback's constructor arguments now.
+        name: the callback's, for messages.
+    """
+    saved = state.get("settings")
+    changed = [one for one, value in settings.items() if isinstance(saved, Mapping) and saved.get(one) != value]
+    if changed:
+        rank_zero_warn(
+            f"{name}: {', '.join(changed)} differ from the checkpoint's, so this evaluates something else than was "
+            "trained; give the callback the settings that it was trained with."
+        )
+
+
 def load_method(load: Callable[[Any], None], state: Mapping[str, Any], name: str) -> None:
     """Hand the method's part of a callback's state over; damaged states are refused as in :func:`restored`."""
     refuse_damage(lambda saved: load(saved["method"]), state, name)

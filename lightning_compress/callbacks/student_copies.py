@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -42,6 +42,9 @@ class StudentCopies:
 
     def __getitem__(self, name: str) -> nn.Module:
         return self._copies[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._copies)
 
     def __contains__(self, name: object) -> bool:
         return name in self._copies

@@ -44,7 +44,11 @@ def whole(tensor: Tensor) -> Tensor:
 
 def sharding_modules(model: nn.Module) -> list[Any]:
     """The modules that ``fully_shard`` was called on."""
-    return [module for module in model.modules() if hasattr(module, "reshard")]
+    return [module for module in model.modules() if _gathers(module)]
+
+
+def _gathers(module: nn.Module) -> bool:
+    return hasattr(type(module), "reshard")  # of the class: a module may have anything of that name
 
 
 def reshard(modules: Iterable[Any]) -> None:
@@ -67,7 +71,7 @@ def holders(model: nn.Module) -> dict[nn.Module, Any]:
     """
     found: dict[nn.Module, Any] = {}
     for _, module in model.named_modules():  # parents first
-        if hasattr(module, "reshard"):
+        if _gathers(module):
             found[module] = module
         found.update({child: found[module] for child in module.children() if module in found})
     return found

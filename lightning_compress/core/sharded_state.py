@@ -112,6 +112,13 @@ def located(state: Any, folder: Path) -> Any:
     return [located(value, folder) for value in state] if isinstance(state, list) else state
 
 
+def has_parts_in_folder(state: Any) -> bool:
+    """Whether a state that :func:`split` has made refers to tensors in a folder."""
+    if isinstance(state, Mapping):
+        return state.keys() == {_KEY, _SHAPE} or any(map(has_parts_in_folder, state.values()))
+    return isinstance(state, list) and any(map(has_parts_in_folder, state))
+
+
 def _replaced(value: Any, replace: Callable[[Tensor, str], Any], path: str) -> Any:
     if isinstance(value, Mapping):
         return {name: _replaced(entry, replace, f"{path}.{name}") for name, entry in value.items()}

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.core import CheckpointError, ConfigurationError, MissingExtraError
+from lightning_compress.core.checks import check_model
 from lightning_compress.export.files import write_whole
 from lightning_compress.quantization.baked import BakedWeight, baked_weights
 from lightning_compress.quantization.packing import pack, unpack
@@ -55,6 +56,8 @@ def save_compressed(model: nn.Module | Mapping[str, Tensor], path: str | os.Path
         >>> size == path.stat().st_size
         True
     """
+    if isinstance(model, nn.Module):
+        check_model(model, "save_compressed")
     state = model.state_dict() if isinstance(model, nn.Module) else model
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ConfigurationError(

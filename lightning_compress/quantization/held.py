@@ -28,9 +28,9 @@ class HoldsTensors(nn.Module):
         self._held: list[str] = []
 
     def hold(self, name: str, tensor: Tensor) -> None:
-        """Keep a tensor under a name."""
+        """Keep a tensor under a name; real numbers in float32, whatever type is the default where this is made."""
         self._held.append(name)
-        setattr(self, name, tensor)
+        setattr(self, name, tensor.float() if tensor.is_floating_point() else tensor)
 
     def held(self) -> dict[str, Tensor]:
         """What is kept, by name."""

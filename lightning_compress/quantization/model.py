@@ -338,6 +338,8 @@ def _load(name: str, quantizer: WeightQuantizer | ActivationQuantizer, saved: Ma
     if not isinstance(saved, Mapping):
         raise CheckpointError(f"the checkpoint holds {saved!r} in place of the state of {name}.")
     for kept, tensor in quantizer.held().items():
+        if kept not in saved:
+            raise CheckpointError(f"the checkpoint has no {kept!r} of {name}: it was trained with another method=.")
         if not isinstance(saved[kept], Tensor) or saved[kept].shape != tensor.shape:
             raise CheckpointError(f"the checkpoint's {kept!r} of {name} has another shape: other settings, or damaged.")
         if saved[kept].isnan().any():

@@ -24,9 +24,11 @@ from lightning_compress import (
 from lightning_compress.quantization.batchnorm import is_folded
 from lightning_compress.quantization.model import quantizers_of
 from tests.conformance.interruption import assert_bitwise_equal, everything, run_to_the_end, run_until
+from tests.conformance.parallel_fits import flat
 from tests.conformance.tiny import WEIGHTS, WINDOW, Tiny, data, fit, loader, trainer, weights, zeros
 
 SPAN = {"start": 2, "freeze_ranges": 8}
+LEARNED = {"weight_bits": 4, "activation_bits": 4, "method": "lsq", **SPAN}
 
 
 class Outputs(pl.Callback):
@@ -300,6 +302,71 @@ def test_a_range_of_nan_in_a_checkpoint_is_refused(kept, tmp_path):
     torch.save(checkpoint, tmp_path / "tiny.ckpt")
     with pytest.raises(CheckpointError, match=rf"'{kept}' of body.0.input_quantizer holds NaN"):
         load_from_checkpoint(Tiny, tmp_path / "tiny.ckpt")
+
+
+class BuiltLate(Tiny):
+    def configure_model(self):
+        pass
+
+
+@pytest.mark.parametrize("settings", [{}, {"weight_bits": 4, "activation_bits": None, "method": "lsq"}], ids=str)
+def test_ranges_are_float32_where_layers_are_made_in_half_precision(settings):
+    model = BuiltLate()
+    fit(model, QuantizationAwareTraining(**settings, **SPAN), precision="bf16-true")
+    held = [tensor for _, quantizer in quantizers_of(model) for tensor in quantizer.held().values()]
+    assert model.body[0].weight.dtype == torch.bfloat16
+    assert {tensor.dtype for tensor in held} == {torch.float32}
+
+
+def test_a_run_that_was_over_when_it_is_resumed_keeps_what_its_checkpoint_knows(tmp_path):
+    run = fit(Tiny(), GradualPruning(0.5, criterion="movement", **WINDOW), QuantizationAwareTraining(**LEARNED))
+    run.save_checkpoint(tmp_path / "end.ckpt")
+    expected = torch.load(tmp_path / "end.ckpt", weights_only=True)["lightning_compress"]
+    model, callbacks = (
+        Tiny(),
+        [
+            GradualPruning(0.5, criterion="movement", **WINDOW),
+            QuantizationAwareTraining(**LEARNED),
+        ],
+    )
+    again = fit(model, *callbacks, ckpt_path=tmp_path / "end.ckpt")
+    [quantized] = again.test(model, loader(shuffle=False), verbose=False)
+    assert quantized == run.test(run.lightning_module, loader(shuffle=False), verbose=False)[0]
+    again.save_checkpoint(tmp_path / "again.ckpt")
+    found = torch.load(tmp_path / "again.ckpt", weights_only=True)["lightning_compress"]
+    assert len(found) == 2
+    assert str(flat(found)) == str(flat(expected))
+
+
+def test_a_checkpoint_that_was_tested_can_be_saved_again(tmp_path):
+    run = fit(Tiny(), QuantizationAwareTraining(**LEARNED))
+    run.save_checkpoint(tmp_path / "end.ckpt")
+    model = Tiny()
+    evaluation = trainer(QuantizationAwareTraining(**LEARNED))
+    evaluation.test(model, loader(shuffle=False), ckpt_path=tmp_path / "end.ckpt", verbose=False)
+    evaluation.save_checkpoint(tmp_path / "again.ckpt")
+    again = load_from_checkpoint(Tiny, tmp_path / "again.ckpt").eval()
+    features = data().tensors[0]
+    assert torch.equal(again(features), model.eval()(features))
+    with pytest.warns(UserWarning, match="weight_bits differ from the checkpoint's, so this evaluates something else"):
+        trainer(QuantizationAwareTraining(**LEARNED | {"weight_bits": 3})).test(
+            Tiny(), loader(shuffle=False), ckpt_path=tmp_path / "end.ckpt", verbose=False
+        )
+    minmax = QuantizationAwareTraining(**SPAN)
+    with pytest.raises(CheckpointError, match=r"has no '\w+' of body.0.\w+: it was trained with another method="):
+        run_of(trainer(QuantizationAwareTraining(**LEARNED)), minmax, tmp_path)
+
+
+def run_of(run, callback, folder):
+    """Test the checkpoint of one callback with another."""
+    fit(Tiny(), callback).save_checkpoint(folder / "other.ckpt")
+    with pytest.warns(UserWarning, match="differ from the checkpoint's"):
+        run.test(Tiny(), loader(shuffle=False), ckpt_path=folder / "other.ckpt", verbose=False)
+
+
+def test_a_folder_of_parts_is_not_loaded_as_a_file(tmp_path):
+    with pytest.raises(CheckpointError, match=r"is a folder.*save_distributed_checkpoint=False"):
+        load_from_checkpoint(Tiny, tmp_path)
 
 
 def test_nothing_to_quantize():
