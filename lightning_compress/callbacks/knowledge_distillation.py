@@ -147,6 +147,8 @@ class KnowledgeDistillation(AttachedCallback, AroundSteps):
             copied = " of 'self' or 'ema'" if self.copies.are_wanted else ""
             refuse_flat_parameters(trainer.strategy, f"KnowledgeDistillation{copied}")
         refuse_averages_of_parts(trainer, "KnowledgeDistillation")
+        for other in (one for one in self._given if isinstance(one, Peer)):
+            other.refuse_parts()
         if is_launched(trainer):  # spawned processes share the tensors that they are given, and train these
             for peer in self._peers.values():
                 for tensor in (*peer.parameters(), *peer.buffers()):
@@ -330,6 +332,8 @@ class KnowledgeDistillation(AttachedCallback, AroundSteps):
             return Mirror()
         if isinstance(one, NetworkTeacher):
             one.model.to(pl_module.device)
+        if isinstance(one, Peer):
+            one.refuse_parts()
         if isinstance(one, Asked):
             return one
         if one == "ema":  # itself, in float32: it must move, by less than half precision tells apart

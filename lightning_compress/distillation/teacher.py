@@ -166,14 +166,13 @@ class Peer(NetworkTeacher):
         >>> callback = KnowledgeDistillation(Peer(nn.Linear(8, 2)))
     """
 
-    def connect(self, student: nn.Module, network: nn.Module) -> None:
-        """As for other teachers.
+    def refuse_parts(self) -> None:
+        """Refuse to be sharded.
 
         Raises:
-            ConfigurationError: it is sharded.
+            ConfigurationError: it is.
         """
-        super().connect(student, network)
-        if is_spread(self._network):
+        if is_spread(self.model):
             raise ConfigurationError(
                 f"Peer({type(self.model).__name__}) is sharded, and its optimizer is one of whole tensors: give a peer "
                 "that each process has whole, or train the two in one LightningModule."

@@ -1,6 +1,7 @@
 """A student sharded over two processes learns what one that is whole learns; so does one of a sharded teacher."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -89,8 +90,9 @@ def test_what_cannot_be_sharded_is_refused(mesh, tmp_path):
     one = fully_shard(teacher(), mesh=mesh)
     with pytest.raises(ConfigurationError, match=r"LogitCache\(teacher=FSDPSequential\): .* sharded"):
         LogitCache(tmp_path, data(), one)
+    callback = KnowledgeDistillation(Peer(one))
     with pytest.raises(ConfigurationError, match=r"Peer\(FSDPSequential\) is sharded"):
-        one_run(KnowledgeDistillation(Peer(one)))
+        callback.setup(SimpleNamespace(strategy=SimpleNamespace(), callbacks=[]), Student(), "fit")
     with pytest.raises(ConfigurationError, match="teacher_dtype='bfloat16': a sharded teacher keeps its type"):
         one_run(KnowledgeDistillation(one, teacher_dtype="bfloat16"))
     student = Student()
