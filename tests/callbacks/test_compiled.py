@@ -20,7 +20,7 @@ from tests.callbacks.compiling import Evaluated, assert_alike, grown, run
 from tests.callbacks.distilling import teacher
 from tests.callbacks.reporting import report
 from tests.callbacks.test_quantization_residual_sums import Residual
-from tests.conformance.tiny import Tiny
+from tests.conformance.tiny import Manual, Tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # raised inside torch.compile
 
@@ -140,20 +140,8 @@ def test_compiled_where_a_phase_begins_and_in_whole_graphs(name, compiled):
     assert_alike(module, run(row.module, *row.make(), compiled=None)[0])
 
 
-class Manual(Tiny):
-    def __init__(self):
-        super().__init__()
-        self.automatic_optimization = False
-
-    def training_step(self, batch, batch_idx):
-        optimizer = self.optimizers()
-        optimizer.zero_grad()
-        self.manual_backward(self.loss(batch))
-        optimizer.step()
-
-
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # within Adam, once compiled
-@pytest.mark.parametrize("name", ["pruning", "minmax", "logits"])
+@pytest.mark.parametrize("name", ["pruning", "minmax"])
 def test_under_manual_optimization_too_nothing_is_compiled_per_step(name):
     alone = without_callbacks(Manual, "module")
     module, counted = run(Manual, *ROWS[name].make(), compiled="module")

@@ -3,11 +3,7 @@
 The second rank's data are of another scale: what comes from the first one's alone is not what the whole gives.
 """
 
-import os
-import subprocess
-import sys
 from functools import lru_cache
-from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
@@ -18,7 +14,7 @@ from lightning_compress import GradualPruning
 from tests.conformance.interruption import KilledError
 from tests.conformance.parallel_fits import ROWS, SAVED_AT, Student, flat
 from tests.conformance.tiny import WEIGHTS, WINDOW, fit
-from tests.distributed.once import once
+from tests.distributed.once import once, run_script
 
 ALIKE = [name for name, row in ROWS.items() if not row.differs]
 DIFFERENT = [name for name, row in ROWS.items() if row.differs]
@@ -32,12 +28,7 @@ def results(tmp_path_factory):
 
 
 def train_all(folder):
-    root = Path(__file__).parents[2]
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    environment |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("parallel_fits.py")), str(folder)]
-    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=560, check=False)
-    assert done.returncode == 0, done.stderr[-5000:]
+    run_script("tests/conformance/parallel_fits.py", folder)
 
 
 @lru_cache(None)

@@ -10,7 +10,7 @@ from pytorch_lightning.callbacks import GradientAccumulationScheduler
 from pytorch_lightning.plugins import MixedPrecision
 from torch.utils.data import DataLoader, IterableDataset
 
-from tests.conformance.tiny import UPDATES, WINDOW, Tiny, adam_steps, data, fit, loader, record_updates
+from tests.conformance.tiny import UPDATES, WINDOW, Manual, Tiny, adam_steps, data, fit, loader, record_updates
 
 
 def check_run(case, updates, run, steps):
@@ -48,18 +48,6 @@ def test_shares_of_the_run(case):
     callback = case.make(start=0.125, end=0.5, every=0.1875)
     updates = record_updates(callback)
     check_run(case, updates, fit(Tiny(), callback), steps=16)
-
-
-class Manual(Tiny):
-    def __init__(self):
-        super().__init__()
-        self.automatic_optimization = False
-
-    def training_step(self, batch, batch_idx):
-        optimizer = self.optimizers()
-        optimizer.zero_grad()
-        self.manual_backward(self.loss(batch))
-        optimizer.step()
 
 
 @pytest.mark.parametrize("window", [WINDOW, {"start": 0.125, "end": 0.5, "every": 0.1875}])

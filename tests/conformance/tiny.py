@@ -90,6 +90,20 @@ class Validated(Tiny):
         return loader(shuffle=False)
 
 
+class Manual(Tiny):
+    """Steps its optimizer itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(self.loss(batch))
+        optimizer.step()
+
+
 class TinyOfLightning(_Classifier, lightning.pytorch.LightningModule):
     pass
 

@@ -4,7 +4,6 @@ As a script: ``distilling.py MODE FOLDER``, with a mode of those below.
 """
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from lightning_compress.distillation import (
     Peer,
     SoftTargets,
 )
+from tests.distributed.once import run_script
 
 RANK = int(os.environ.get("LOCAL_RANK", "0"))
 
@@ -259,12 +259,7 @@ MODES = {"ddp": ddp, "sharded": sharded, "alone": alone}
 
 def launched(mode, folder, **environment):
     """The folder into which the ranks of one launch have written."""
-    root = Path(__file__).parents[2]
-    loopback = {"PYTHONPATH": str(root), "MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", __file__, mode, str(folder)]
-    environment = os.environ | loopback | environment
-    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_script("tests/distributed/distilling.py", mode, folder, **environment)
     return folder
 
 

@@ -2,6 +2,9 @@
 
 import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 from filelock import FileLock
 
@@ -18,3 +21,26 @@ def once(tmp_path_factory, name, make):
             make(folder)
             made.touch()
     return folder
+
+
+def run_script(path, *arguments, seconds=560, **environment):
+    """Run a script of the tests, whose processes talk to the loopback device only.
+
+    Args:
+        path: from the root of the repository.
+        arguments: of the script.
+        seconds: that it may take.
+        environment: more variables.
+
+    Returns:
+        What it wrote to standard error.
+    """
+    root = Path(__file__).parents[2]
+    own = {"PYTHONPATH": str(root), "MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", str(root / path), *map(str, arguments)]
+    environment = os.environ | own | environment
+    done = subprocess.run(
+        command, env=environment, cwd=root, capture_output=True, text=True, timeout=seconds, check=False
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    return done.stderr

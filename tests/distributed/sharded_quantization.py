@@ -137,7 +137,7 @@ FITS = {  # the model on one process, the sharded one, and the callbacks
     "readers": (Readers, ShardedReaders, lambda: quantizing(weight_bits=4, include="*")),
     "everything": (Uneven, Sharded, everything),
 }
-RESUMED = ("lsq", "folded")
+RESUMED = {"lsq": (1, 2, 4), "folded": (1, 2)}  # by so many processes
 IN_ONE_FILE = ("lsq",)  # the other checkpoints are folders
 
 
@@ -170,11 +170,12 @@ def train_and_save(folder):
 
 def go_on(folder):
     """Fits from the checkpoint on the way."""
-    for name in RESUMED:
+    size = torch.distributed.get_world_size()
+    for name in (name for name, sizes in RESUMED.items() if size in sizes):
         _, sharded, callbacks = FITS[name]
         how = strategy(folder=name not in IN_ONE_FILE)
         _, result = fit(sharded(), callbacks(), ckpt_path=folder / f"{name}.ckpt", **how)
-        write(result, folder / f"{name}, resumed by {torch.distributed.get_world_size()}.pt")
+        write(result, folder / f"{name}, resumed by {size}.pt")
 
 
 class Half(ResumableLoader):

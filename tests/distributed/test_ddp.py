@@ -1,10 +1,6 @@
 """A script of which Lightning launches the second process: both end alike, and the report is that of one."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +8,7 @@ import torch
 from lightning_compress.report import read_report
 from tests.callbacks.reporting import Classifier, loader, report, trainer
 from tests.conformance.parallel_fits import LAUNCHED
-from tests.distributed.once import once
+from tests.distributed.once import once, run_script
 
 
 @pytest.fixture(scope="module")
@@ -21,12 +17,7 @@ def folder(tmp_path_factory):
 
 
 def run(folder):
-    root = Path(__file__).parents[2]
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    environment |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("train.py")), str(folder)]
-    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_script("tests/distributed/train.py", folder)
 
 
 def test_two_ranks_write_the_report_of_one(folder, tmp_path):

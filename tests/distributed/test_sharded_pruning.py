@@ -1,10 +1,6 @@
 """Pruning of models whose parameters lie in parts on several processes ends as on one: bit for bit."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +9,7 @@ from pytorch_lightning.callbacks import EMAWeightAveraging
 from pytorch_lightning.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
 from lightning_compress import ConfigurationError, GradualPruning
-from tests.distributed.once import once
+from tests.distributed.once import once, run_script
 from tests.distributed.sharded_fits import FITS, IN_ONE_FILE, OverflowsOnOne, Uneven, fit, pruning, resumed_by, scaled
 
 SIZES = (1, 2, 4)
@@ -27,11 +23,7 @@ def results(tmp_path_factory):
 
 
 def run_worlds(folder):
-    root = Path(__file__).parents[2]
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("sharded.py")), str(folder)]
-    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=560, check=False)
-    assert done.returncode == 0, done.stderr[-5000:]
+    run_script("tests/distributed/sharded.py", folder)
 
 
 @pytest.fixture(scope="module")

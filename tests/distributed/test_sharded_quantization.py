@@ -1,9 +1,5 @@
 """Quantization-aware training of models that lie in parts on several processes ends as on one: bit for bit."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +9,7 @@ from pytorch_lightning.strategies import ModelParallelStrategy
 
 from lightning_compress import ConfigurationError, QuantizationAwareTraining, load_from_checkpoint
 from tests.conformance.tiny import loader, trainer
-from tests.distributed.once import once
+from tests.distributed.once import once, run_script
 from tests.distributed.sharded_fits import OverflowsOnOne, Uneven, scaled
 from tests.distributed.sharded_quantization import (
     FITS,
@@ -35,11 +31,7 @@ def results(tmp_path_factory):
 
 
 def run_worlds(folder):
-    root = Path(__file__).parents[2]
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("sharded_qat.py")), str(folder)]
-    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=560, check=False)
-    assert done.returncode == 0, done.stderr[-5000:]
+    run_script("tests/distributed/sharded_qat.py", folder)
 
 
 def on_one(name):
@@ -71,8 +63,7 @@ def test_a_fit_ends_like_one_on_one_process(results, name):
         assert sum(int((weight == 0).sum()) for weight in found["weights"].values()) >= 48
 
 
-@pytest.mark.parametrize("size", [1, 2, 4])
-@pytest.mark.parametrize("name", RESUMED)
+@pytest.mark.parametrize(("name", "size"), [(name, size) for name, sizes in RESUMED.items() for size in sizes])
 def test_a_run_of_two_processes_goes_on_with_any_number(results, name, size):
     assert (results / f"{name}.ckpt").is_dir() == (name not in IN_ONE_FILE)
     assert_alike(load(results / f"{name}, resumed by {size}.pt"), load(results / f"{name}, whole run.pt"))

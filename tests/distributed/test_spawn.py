@@ -1,29 +1,20 @@
 """After a fit in launched processes the main process knows what it knows after one of its own."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import onnxruntime
 import pytest
 import torch
 
 from lightning_compress import export, load_from_checkpoint
 from lightning_compress.callbacks.handover import CHECKPOINT_KEY, MEMORY
-from tests.distributed.once import once
+from tests.distributed.once import once, run_script
 from tests.distributed.spawning import FEATURES, Net, ranges
 
 
 def launched(folder):
     """What all the fits leave, and in ``output`` what they say."""
-    root = Path(__file__).parents[2]
     (folder / "tmp").mkdir()
-    environment = os.environ | {"PYTHONPATH": str(root), "TMPDIR": str(folder / "tmp"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("spawning.py")), str(folder)]
-    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    (folder / "output").write_text(done.stderr)
+    said = run_script("tests/distributed/spawning.py", folder, TMPDIR=str(folder / "tmp"))
+    (folder / "output").write_text(said)
 
 
 @pytest.fixture(scope="module")

@@ -1,17 +1,11 @@
 """Twenty random kill points for each callback: what was saved is whole, and the run goes on as if nothing had been."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-from tests.distributed.once import once
+from tests.distributed.once import once, run_script
 from tests.faults.killing import POINTS, RUNS
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +14,7 @@ def found(tmp_path_factory):
 
 
 def run_all(folder):
-    command = [sys.executable, "-W", "ignore", "-m", "tests.faults.killing", str(folder)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=560, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_script("tests/faults/killing.py", folder)
 
 
 @pytest.mark.timeout(600)

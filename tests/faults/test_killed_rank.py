@@ -1,19 +1,13 @@
 """One of two processes is killed: the other ends by itself, and both go on from what was saved."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-from tests.distributed.once import once
+from tests.distributed.once import once, run_script
 from tests.faults.ranks import CASES
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -22,10 +16,7 @@ def folder(tmp_path_factory):
 
 
 def run_all(folder):
-    command = [sys.executable, "-W", "ignore", "-m", "tests.faults.ranks", str(folder)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=560, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_script("tests/faults/ranks.py", folder)
 
 
 def ends(folder):

@@ -259,12 +259,10 @@ def plan_of(found, tmp_path):
 @pytest.mark.parametrize(
     "extra",
     [
-        {"callbacks": ModelCheckpoint()},
-        {"callbacks": [KnowledgeDistillation("self")]},
-        {"max_time": "00:01:00:00"},
+        {"callbacks": [KnowledgeDistillation("self"), ModelCheckpoint()], "max_time": "00:01:00:00"},
         {"enable_checkpointing": False},
     ],
-    ids=["another checkpoint", "distillation", "a time limit", "no checkpoint"],
+    ids=["distillation, another checkpoint and a time limit", "no checkpoint"],
 )
 def test_arguments_of_the_trainer_that_go_along(found, trained, tmp_path, extra):
     out = plan_of(found, tmp_path)
