@@ -196,7 +196,9 @@ class CompressionCallback(AttachedCallback):
 
     def load_untrained(self, model: pl.LightningModule, state: dict[str, Any]) -> None:
         """Evaluate as the checkpoint was trained."""
-        warn_of_changes(state, self.settings(), type(self).__name__)
+        moments = ("start", "end", "every", self.end_is)  # of training
+        settings = {name: value for name, value in self.settings().items() if name not in moments}
+        warn_of_changes(state, settings, type(self).__name__)
         load_method(partial(self.load_for_evaluation, model), state, type(self).__name__)
 
     def _attach_returned(self, model: nn.Module) -> None:

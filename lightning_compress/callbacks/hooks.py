@@ -64,11 +64,6 @@ def remove(module: pl.LightningModule) -> None:
             module.__dict__[name] = original
 
 
-def is_installed(module: pl.LightningModule) -> bool:
-    """Whether the hooks are in place."""
-    return _ORIGINALS in module.__dict__
-
-
 def overridden(module: pl.LightningModule) -> list[str]:
     """Which hooks a module has of its own in which it may build layers that did not exist before."""
     return [name for name in ("setup", "configure_model") if has_own(module, name)]

@@ -100,7 +100,7 @@ def restored(
             last=None if last is None else Position(int(last[0]), float(last[1])),
         )
         load_method_state(saved["method"], is_over=run.is_over)
-        return run, [name for name, value in settings.items() if saved["settings"].get(name) != value]
+        return run, _changed(saved["settings"], settings)
 
     run, changed = refuse_damage(load, state, name)
     total = total_steps(trainer)
@@ -122,16 +122,21 @@ def warn_of_changes(state: Mapping[str, Any], settings: Mapping[str, Any], name:
 
     Args:
         state: as ``CompressionCallback.state`` made it.
-        settings: the callback's constructor arguments now.
+        settings: those of the callback's constructor arguments that bear on an evaluation, as they are now.
         name: the callback's, for messages.
+
+    Raises:
+        CheckpointError: the state is damaged.
     """
-    saved = state.get("settings")
-    changed = [one for one, value in settings.items() if isinstance(saved, Mapping) and saved.get(one) != value]
-    if changed:
+    if changed := refuse_damage(lambda saved: _changed(saved["settings"], settings), state, name):
         rank_zero_warn(
             f"{name}: {', '.join(changed)} differ from the checkpoint's, so this evaluates something else than was "
             "trained; give the callback the settings that it was trained with."
         )
+
+
+def _changed(saved: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
+    return [name for name, value in settings.items() if saved.get(name) != value]
 
 
 def load_method(load: Callable[[Any], None], state: Mapping[str, Any], name: str) -> None:

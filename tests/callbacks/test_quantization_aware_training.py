@@ -348,6 +348,8 @@ def test_a_checkpoint_that_was_tested_can_be_saved_again(tmp_path):
     again = load_from_checkpoint(Tiny, tmp_path / "again.ckpt").eval()
     features = data().tensors[0]
     assert torch.equal(again(features), model.eval()(features))
+    another_window = QuantizationAwareTraining(**LEARNED | {"start": 3})  # has nothing to say on what is evaluated
+    trainer(another_window).test(Tiny(), loader(shuffle=False), ckpt_path=tmp_path / "end.ckpt", verbose=False)
     with pytest.warns(UserWarning, match="weight_bits differ from the checkpoint's, so this evaluates something else"):
         trainer(QuantizationAwareTraining(**LEARNED | {"weight_bits": 3})).test(
             Tiny(), loader(shuffle=False), ckpt_path=tmp_path / "end.ckpt", verbose=False
