@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from benchmarks.fine_tuning import show
 from benchmarks.points import Points
 from lightning_compress import GradualPruning, KnowledgeDistillation, QuantizationAwareTraining
-from lightning_compress.core.targets import is_sharded
+from lightning_compress.core.layout import is_sharded
 from lightning_compress.distillation import Hint, SoftTargets
 from tests.distributed.worlds import run_world
 

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from lightning_compress.callbacks.companion import CompanionOptimizer
 from lightning_compress.callbacks.optimizers import trained_by
 from lightning_compress.core import ConfigurationError
-from lightning_compress.core.sharded import reshard, sharding_modules
+from lightning_compress.core.gathering import reshard, sharding_modules
 
 
 class Alongside:

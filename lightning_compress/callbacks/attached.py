@@ -15,7 +15,8 @@ from lightning_compress.callbacks.order import Stage, check_order
 from lightning_compress.callbacks.side_file import is_launched
 from lightning_compress.callbacks.state import plain
 from lightning_compress.core import TargetError
-from lightning_compress.core.targets import is_sharded
+from lightning_compress.core.flat import mark_
+from lightning_compress.core.layout import is_sharded
 
 
 class AttachedCallback(pl.Callback):
@@ -70,6 +71,7 @@ class AttachedCallback(pl.Callback):
         hooks.install(pl_module, trainer.callbacks)  # type: ignore[attr-defined]
         if stage != "fit":
             return
+        mark_(pl_module)  # what an earlier fit, or the user, has wrapped
         check_order(trainer.callbacks)  # type: ignore[attr-defined]
         if self.waits_for_sharding(trainer.strategy, pl_module):
             return
@@ -79,6 +81,10 @@ class AttachedCallback(pl.Callback):
             if not hooks.overridden(pl_module):
                 raise
             # The layers may come with the module's own setup or configure_model; prepare is called again after them.
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Parameters lie where they will be trained."""
+        mark_(trainer.strategy.model or pl_module)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A run that was over when it was resumed has trained nothing: what its checkpoint knows is kept."""

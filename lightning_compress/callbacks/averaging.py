@@ -29,7 +29,7 @@ def refuse_new_statistics(trainer: pl.Trainer, model: nn.Module) -> None:
     Raises:
         ConfigurationError: says what to use.
     """
-    if find_callback(trainer, "StochasticWeightAveraging") is not None and any(map(_is_batchnorm, model.modules())):
+    if find_callback(trainer, "StochasticWeightAveraging") is not None and any(map(is_batchnorm, model.modules())):
         raise ConfigurationError(
             "StochasticWeightAveraging computes the statistics of batch normalization anew when training is over, and "
             "folded into convolutions they are frozen by then; use EMAWeightAveraging, or "
@@ -37,5 +37,6 @@ def refuse_new_statistics(trainer: pl.Trainer, model: nn.Module) -> None:
         )
 
 
-def _is_batchnorm(module: nn.Module) -> bool:
+def is_batchnorm(module: nn.Module) -> bool:
+    """Whether a module is a batch normalization of any kind."""
     return isinstance(module, nn.modules.batchnorm._BatchNorm)  # noqa: SLF001 (what that callback itself looks for)

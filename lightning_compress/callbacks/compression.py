@@ -29,10 +29,10 @@ from lightning_compress.callbacks.optimizers import (
 )
 from lightning_compress.callbacks.order import refuse_shared_targets
 from lightning_compress.callbacks.state import RunState, load_method, restored, warn_of_changes
-from lightning_compress.callbacks.strategies import refuse_lost_hooks
+from lightning_compress.callbacks.strategies import refuse_lonely_skips, refuse_lost_hooks
 from lightning_compress.core import CompressionError, Target
+from lightning_compress.core.gathering import reshard, sharding_modules
 from lightning_compress.core.hooks import untraced
-from lightning_compress.core.sharded import reshard, sharding_modules
 
 _PATIENCE = 10
 
@@ -134,6 +134,7 @@ class CompressionCallback(AttachedCallback):
         self._sharding = sharding_modules(pl_module)
         reshard(self._sharding)  # a validation leaves them whole: each look at the parameters begins with this
         refuse_shared_targets(self, trainer.callbacks)  # type: ignore[attr-defined]
+        refuse_lonely_skips(trainer.strategy, trainer.optimizers, type(self).__name__)
         hook = partial(self._after_optimizer_step, trainer, pl_module)
         self._handles = [after_each_step(optimizer, hook) for optimizer in trainer.optimizers]
         self._ownership = Ownership(trainer.optimizers, self.targets, type(self).__name__)
@@ -156,7 +157,7 @@ class CompressionCallback(AttachedCallback):
         reshard(self._sharding)
         owned = self.owned_by(optimizer)
         # Remembered, since some optimizers (SAM) clear the gradients within their step.
-        self._has_gradients = zero.is_zero(optimizer) or has_gradients([self.targets[place] for place in owned])
+        self._has_gradients = zero.is_zero(optimizer) or self._any_gradient(optimizer, owned)
         scale = gradient_scale(trainer, optimizer) if owned else None
         if scale is not None and type(self).before_step is not CompressionCallback.before_step:
             due = self._is_due(trainer, ahead=1)
@@ -265,6 +266,9 @@ class CompressionCallback(AttachedCallback):
         self.run = RunState.beginning(window, trainer, name)
         return False
 
+    def _any_gradient(self, optimizer: Optimizer, owned: Sequence[int]) -> bool:
+        return has_gradients(optimizer, [self.targets[place] for place in owned])
+
     def _counts(self, optimizer: Optimizer) -> bool:
         return self._ownership is not None and optimizer is self._ownership.counted
 
@@ -276,7 +280,7 @@ class CompressionCallback(AttachedCallback):
         if not owned or skipped_by_scaler(optimizer):
             return
         self.after_step(owned)
-        stepped = self._has_gradients or has_gradients([self.targets[place] for place in owned])
+        stepped = self._has_gradients or self._any_gradient(optimizer, owned)
         self._has_gradients = False
         if stepped and self._counts(optimizer):
             self.in_fit.step += 1

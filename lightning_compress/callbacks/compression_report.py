@@ -27,7 +27,7 @@ from lightning_compress.callbacks.reporting.last_report import LastReport
 from lightning_compress.callbacks.reporting.loaders import chosen_loaders
 from lightning_compress.callbacks.reporting.untouched import untouched
 from lightning_compress.callbacks.state import refuse_damage
-from lightning_compress.callbacks.strategies import is_model_parallel
+from lightning_compress.callbacks.strategies import shares_parameters
 from lightning_compress.core import ConfigurationError
 from lightning_compress.measurement.subjects import Runtime
 from lightning_compress.report import Report, report_table, write_report
@@ -135,10 +135,10 @@ class CompressionReport(AttachedCallback):
         alike = [one for one in trainer.callbacks if isinstance(one, CompressionReport)]  # type: ignore[attr-defined]
         if len(alike) > 1:
             raise ConfigurationError("Trainer(callbacks=[...]) has two CompressionReport: one reports on everything.")
-        if is_model_parallel(trainer.strategy) and stage in ("fit", "test"):
+        if shares_parameters(trainer.strategy) and stage in ("fit", "test"):
             rank_zero_warn(
-                "CompressionReport under ModelParallelStrategy: no process has the whole model, so only its quality is "
-                "measured. For sizes and latency save a checkpoint in one file, and test the model that "
+                f"CompressionReport under {type(trainer.strategy).__name__}: no process has the whole model, so only "
+                "its quality is measured. For sizes and latency save a checkpoint in one file, and test the model that "
                 "lightning_compress.load_from_checkpoint reads in a Trainer on one process."
             )
         self._joins_late = False
@@ -149,6 +149,7 @@ class CompressionReport(AttachedCallback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Weights are loaded and nothing has changed them: copy the dense model."""
+        super().on_fit_start(trainer, pl_module)
         self._trains, self._has_trained = True, False
         state = self._handover.take(pl_module)
         if state is None:

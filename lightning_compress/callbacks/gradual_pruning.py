@@ -14,7 +14,7 @@ from torch import nn
 from lightning_compress.callbacks.clock import Position
 from lightning_compress.callbacks.compression import CompressionCallback
 from lightning_compress.callbacks.order import Stage
-from lightning_compress.callbacks.strategies import refuse_averages_of_parts, refuse_flat_parameters
+from lightning_compress.callbacks.strategies import refuse_averages_of_parts, refuse_hidden_parameters
 from lightning_compress.core import CheckpointError, CompressionError, ConfigurationError, Target, TargetError, select
 from lightning_compress.core.targets import as_patterns, skipped_layers
 from lightning_compress.pruning.arguments import (
@@ -136,7 +136,7 @@ class GradualPruning(CompressionCallback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """As for all, where parameters keep their shapes."""
         if stage == "fit":
-            refuse_flat_parameters(trainer.strategy, type(self).__name__)
+            refuse_hidden_parameters(trainer.strategy, type(self).__name__)
             refuse_averages_of_parts(trainer, type(self).__name__)
         super().setup(trainer, pl_module, stage)
 
@@ -215,7 +215,7 @@ class GradualPruning(CompressionCallback):
     def _emptied(self) -> list[str]:
         """Names of the targets that have no weight left."""
         pairs = zip(self.targets, self._zeros, strict=True)
-        return [target.name for target, zeros in pairs if zeros == target.parameter.numel()]
+        return [target.name for target, zeros in pairs if zeros == target.shape.numel()]
 
     def update_average(self, average: nn.Module) -> None:
         """Make an averaged copy of the model as sparse as the model; averages of zeros stay zeros from then on."""
@@ -232,7 +232,7 @@ class GradualPruning(CompressionCallback):
 
     def metrics(self) -> dict[str, float]:
         """``sparsity/total``, ``sparsity/<parameter>`` on request, and the regularizer of soft movement pruning."""
-        sizes = [target.parameter.numel() for target in self.targets]
+        sizes = [target.shape.numel() for target in self.targets]
         metrics = {"sparsity/total": sum(self._zeros) / sum(sizes)}
         if self.criterion == "soft_movement":
             metrics["sparsity/regularizer"] = self._attached().penalty
@@ -272,7 +272,7 @@ class GradualPruning(CompressionCallback):
 
     def summary(self) -> tuple[str, bool]:
         """Target and reached sparsity."""
-        sizes = [target.parameter.numel() for target in self.targets]
+        sizes = [target.shape.numel() for target in self.targets]
         asked = reached = 0.0
         as_asked = True
         for pool in self._pools:
@@ -327,7 +327,7 @@ class GradualPruning(CompressionCallback):
 
     def _initial(self, pool: Pool) -> float:
         zeros = sum(self._zeros[place] for place in pool.members)
-        size = sum(self.targets[place].parameter.numel() for place in pool.members)
+        size = sum(self.targets[place].shape.numel() for place in pool.members)
         if self.initial_sparsity != "current":
             return max(zeros / size, float(self.initial_sparsity))
         if zeros > math.ceil(pool.final * size):

@@ -13,8 +13,8 @@ from torch.utils import _pytree as pytree
 
 from lightning_compress.callbacks.side_file import SideFile, mark_of
 from lightning_compress.core import CheckpointError
+from lightning_compress.core.layout import is_sharded
 from lightning_compress.core.sharded_state import has_parts_in_folder, located, split, whole_on_first
-from lightning_compress.core.targets import is_sharded
 
 CHECKPOINT_KEY = "lightning_compress"
 MEMORY = "memory"  # in a state: what one process finds in memory and a checkpoint does without
@@ -178,13 +178,17 @@ def write(checkpoint: dict[str, Any], state_key: str, state: dict[str, Any]) -> 
     Tensors in it that are spread over processes (``DTensor``) are gathered for a checkpoint in one file, whose weights
     are whole. Of a folder one process writes all but weights and optimizer states, so they go beside the latter.
     """
-    if any(is_sharded(weight) for weight in checkpoint.get("state_dict", {}).values()):
+    if any(map(_is_in_parts, checkpoint.get("state_dict", {}).values())):
         state, spread = split(state, f"optimizer_0.{CHECKPOINT_KEY}.{state_key}")
         for optimizer_state in checkpoint.get("optimizer_states", [])[:1] if spread else ():
             optimizer_state.setdefault(CHECKPOINT_KEY, {})[state_key] = spread
     else:
         state = whole_on_first(state)
     checkpoint.setdefault(CHECKPOINT_KEY, {})[state_key] = state
+
+
+def _is_in_parts(weight: Tensor) -> bool:
+    return is_sharded(weight) or hasattr(weight, "local_shards")  # a ShardedTensor, as FSDPStrategy writes
 
 
 def _runs(module: nn.Module) -> frozenset[str | None]:

@@ -17,6 +17,8 @@ from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 
+from lightning_compress.core.flat import mark_
+
 if TYPE_CHECKING:
     from lightning_compress.callbacks.attached import AttachedCallback
 
@@ -104,6 +106,7 @@ def _configure(self: pl.LightningModule) -> None:
 
 def _prepare(self: pl.LightningModule, callbacks: Sequence[AttachedCallback]) -> None:
     if self.trainer.state.fn == TrainerFn.FITTING:
+        mark_(self)
         for callback in callbacks:
             callback.prepare(self)
 

@@ -22,7 +22,7 @@ from lightning_compress.callbacks.optimizers import after_each_step, skipped_by_
 from lightning_compress.callbacks.order import Stage
 from lightning_compress.callbacks.side_file import is_launched
 from lightning_compress.callbacks.state import refuse_damage
-from lightning_compress.callbacks.strategies import refuse_averages_of_parts, refuse_flat_parameters
+from lightning_compress.callbacks.strategies import refuse_averages_of_parts, refuse_hidden_parameters
 from lightning_compress.callbacks.student_copies import StudentCopies
 from lightning_compress.core import CompressionError, ConfigurationError
 from lightning_compress.core.hooks import untraced
@@ -145,7 +145,7 @@ class KnowledgeDistillation(AttachedCallback, AroundSteps):
             )
         if self.copies.are_wanted or getattr(trainer.strategy, "zero_stage_3", False):
             copied = " of 'self' or 'ema'" if self.copies.are_wanted else ""
-            refuse_flat_parameters(trainer.strategy, f"KnowledgeDistillation{copied}")
+            refuse_hidden_parameters(trainer.strategy, f"KnowledgeDistillation{copied}")
         refuse_averages_of_parts(trainer, "KnowledgeDistillation")
         for other in (one for one in self._given if isinstance(one, Peer)):
             other.refuse_parts()
@@ -171,6 +171,7 @@ class KnowledgeDistillation(AttachedCallback, AroundSteps):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Weights are there, on every rank alike: those are what the copies begin with, unless a run goes on."""
+        super().on_fit_start(trainer, pl_module)
         if trainer.strategy.restore_checkpoint_after_setup or self._handover.peek() is None:
             self.copies.begin(pl_module)
 
@@ -191,7 +192,7 @@ class KnowledgeDistillation(AttachedCallback, AroundSteps):
             self.copies.begin(pl_module)  # with the weights of a run that had no copies
         if state is not None:
             refuse_damage(self._recall, state, self.state_key)
-        self.copies.settle()
+        self.copies.settle(pl_module)
         asked = {self._asked(one, pl_module): share for one, share in zip(self._given, self._shares, strict=True)}
         if state is None:
             for peer in (one for one in asked if isinstance(one, Peer)):
@@ -307,7 +308,7 @@ class KnowledgeDistillation(AttachedCallback, AroundSteps):
             peer.load_state_dict(own)
         self.copies.make(remove(model))  # without quantizers
         self._recall(state)
-        self.copies.settle()
+        self.copies.settle(model)
         self.copies.load_state_dict(state["method"]["copies"])
 
     def _recall(self, state: Mapping[str, Any]) -> None:

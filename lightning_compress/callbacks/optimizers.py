@@ -12,7 +12,8 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_compress.callbacks import zero
 from lightning_compress.core import ConfigurationError, Target
-from lightning_compress.core.sharded import Spread, local
+from lightning_compress.core.layout import local
+from lightning_compress.core.spread import Spread
 
 
 class Ownership:
@@ -39,7 +40,7 @@ class Ownership:
                 f"{name}: no optimizer trains any of the {len(targets)} chosen parameters ({targets[0].name}, ...); "
                 "return one from configure_optimizers that does, or choose others with include=."
             )
-        weights = [sum(targets[place].parameter.numel() for place in places) for places in owned]
+        weights = [sum(targets[place].shape.numel() for place in places) for places in owned]
         self.counted = optimizers[weights.index(max(weights))]
         trained = {place for places in owned for place in places}
         self.untrained = [target.name for place, target in enumerate(targets) if place not in trained]
@@ -90,9 +91,16 @@ def skipped_by_scaler(optimizer: Optimizer) -> bool:
     return found_inf is not None and bool(found_inf)
 
 
-def has_gradients(owned: Sequence[Target]) -> bool:
-    """Whether there is any gradient: after a ``training_step`` that returned ``None`` an optimizer steps without."""
-    return any(target.parameter.grad is not None for target in owned)
+def has_gradients(optimizer: Optimizer, owned: Sequence[Target]) -> bool:
+    """Whether there is any gradient: after a ``training_step`` that returned ``None`` an optimizer steps without.
+
+    A flattened parameter of which nothing is here never has one; the optimizer's others tell then.
+    """
+    parameters = [target.parameter for target in owned]
+    if any(parameter.grad is not None for parameter in parameters):
+        return True
+    are_elsewhere = any(local(parameter).numel() == 0 for parameter in parameters)
+    return are_elsewhere and any(parameter.grad is not None for parameter in trained_by(optimizer))
 
 
 def with_gradients(optimizer: Optimizer, owned: list[int], targets: Sequence[Target]) -> Iterator[list[int]]:
@@ -120,8 +128,9 @@ def gradient_scale(trainer: pl.Trainer, optimizer: Optimizer) -> float | None:
     scaler: Any = getattr(trainer.precision_plugin, "scaler", None)
     if scaler is None:
         return 1.0
-    gradients = [parameter.grad for parameter in trained_by(optimizer) if parameter.grad is not None]
+    parameters = trained_by(optimizer)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     finite = all(bool(local(gradient).isfinite().all()) for gradient in gradients)
-    if Spread.of(gradients).any(not finite):  # in whichever part of a sharded model
+    if Spread.of(parameters).any(not finite):  # in whichever part of a sharded model
         return None
     return float(scaler.get_scale()) if getattr(optimizer, "_step_supports_amp_scaling", False) else 1.0

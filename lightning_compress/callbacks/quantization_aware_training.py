@@ -21,11 +21,15 @@ from lightning_compress.callbacks.compression import CompressionCallback
 from lightning_compress.callbacks.order import Stage
 from lightning_compress.callbacks.side_file import is_launched
 from lightning_compress.callbacks.state import refuse_damage
-from lightning_compress.callbacks.strategies import is_model_parallel, refuse_averages_of_parts, refuse_flat_parameters
+from lightning_compress.callbacks.strategies import (
+    is_model_parallel,
+    refuse_averages_of_parts,
+    refuse_folding_apart,
+    refuse_hidden_parameters,
+)
 from lightning_compress.core import CheckpointError, CompressionError, ConfigurationError, Target
-from lightning_compress.core.precision import plain_name
-from lightning_compress.core.sharded import stay_in_parts
-from lightning_compress.core.targets import as_patterns, select, skipped_layers
+from lightning_compress.core.gathering import stay_in_parts
+from lightning_compress.core.targets import as_patterns, plain_name, select, skipped_layers
 from lightning_compress.quantization import Quantization, Settings
 from lightning_compress.quantization.arguments import check_arguments
 from lightning_compress.quantization.attention import attention_modules
@@ -68,7 +72,8 @@ class QuantizationAwareTraining(CompressionCallback):
     was trained, until it is exported, converted or given to ``lightning_compress.remove``.
 
     Args:
-        weight_bits: 2 to 8, or ``"float8"``, ``"ternary"``, ``"ttq"``, ``"binary"``, ``"binaryconnect"``.
+        weight_bits: 2 to 8, or ``"float8"``, ``"ternary"``, ``"ttq"``, ``"binary"``, ``"binaryconnect"``; 7 if exported
+            files are to run on x86 processors without VNNI, too, where sums of products of eight bits overflow.
         activation_bits: 2 to 8, ``"float8"``, or ``None`` to quantize weights alone.
         weight_granularity: what shares a scale: ``"per_tensor"``, ``"per_channel"`` (one output) or ``"per_group"``.
         group_size: neighbouring inputs that share a scale under ``"per_group"``.
@@ -181,10 +186,11 @@ class QuantizationAwareTraining(CompressionCallback):
                 "layer as overrides={'*.layer.0.*': {'weight_bits': 4}}."
             )
         if stage == "fit":
-            refuse_flat_parameters(trainer.strategy, "QuantizationAwareTraining")
+            refuse_hidden_parameters(trainer.strategy, "QuantizationAwareTraining")
             refuse_averages_of_parts(trainer, "QuantizationAwareTraining")
             if self.fold_batchnorm:
                 refuse_new_statistics(trainer, pl_module)
+                refuse_folding_apart(trainer.strategy, pl_module)
         super().setup(trainer, pl_module, stage)
 
     def waits_for_sharding(self, strategy: Any, model: pl.LightningModule) -> bool:
@@ -221,6 +227,7 @@ class QuantizationAwareTraining(CompressionCallback):
 
     def begin(self, model: nn.Module, *, resumed: bool) -> None:
         """Go on where an earlier fit or a checkpoint stopped; otherwise ranges come from the batches."""
+        self.attached().see_parts_()
         if not resumed and self.attached().phase == "frozen":
             self.attached().thaw_()
             self._train_ranges()

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lightning_compress.core import CheckpointError
-from lightning_compress.core.targets import is_sharded
+from lightning_compress.core.layout import is_sharded
 
 _SAMPLES = 1_024  # numbers of one tensor
 

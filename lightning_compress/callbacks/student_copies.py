@@ -13,13 +13,13 @@ from torch import nn
 from lightning_compress.callbacks import hooks
 from lightning_compress.core import CheckpointError, ConfigurationError
 from lightning_compress.core.copies import uncompile_
-from lightning_compress.core.precision import plain_name
-from lightning_compress.core.sharded import Layout, local
+from lightning_compress.core.layout import Layout, local
 from lightning_compress.core.sharded_state import part_of
+from lightning_compress.core.targets import plain_name
 from lightning_compress.distillation.arguments import COPIES
 from lightning_compress.distillation.averaging import follow_
 from lightning_compress.distillation.fingerprint import fingerprint
-from lightning_compress.distillation.teacher import is_spread
+from lightning_compress.distillation.teacher import dtype_of, is_spread
 
 
 class StudentCopies:
@@ -65,10 +65,14 @@ class StudentCopies:
             for copied in self._copies.values():
                 follow_(_materialized(copied, model), model)
 
-    def settle(self) -> None:
-        """Training starts: what stays is what it is."""
+    def settle(self, model: nn.Module) -> None:
+        """Training starts: what stays is what it is, in the type in which the module trains."""
         self._are_new = False
-        self._fingerprint = fingerprint(self._copies["self"]) if "self" in self else None
+        if "self" in self:
+            copied, dtype = self._copies["self"], dtype_of(model)
+            if dtype_of(copied) != dtype:  # Lightning converts the module alone, all of it
+                copied.to(dtype)
+            self._fingerprint = fingerprint(copied, typed=False)  # weights come back from launched processes in float32
 
     def make(self, model: nn.Module) -> None:
         """Copy a module, unless it is the one that was copied before and still has the same parts.

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightning_compress.callbacks.handover import CHECKPOINT_KEY
 from lightning_compress.core import CheckpointError
-from lightning_compress.core.targets import COMPILED
+from lightning_compress.core.targets import plain_name
 from lightning_compress.export import load_compressed
 from lightning_compress.export.failures import needed
 
@@ -155,7 +155,7 @@ def _weights(tensors: Mapping[str, Tensor], bits: Mapping[str, float] | None = N
         stored = (bits or {}).get(name, 8.0 * tensor.element_size())
         numbers = _numbers(tensor)
         zeros = tensor.numel() - int(torch.count_nonzero(numbers))
-        weights.append(Weight(name.replace(COMPILED, ""), tuple(tensor.shape), stored, zeros, numbers))
+        weights.append(Weight(plain_name(name), tuple(tensor.shape), stored, zeros, numbers))
     return tuple(weights)
 
 

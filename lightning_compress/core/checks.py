@@ -8,8 +8,9 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from lightning_compress.core.errors import CompressionError, ConfigurationError
-from lightning_compress.core.precision import plain_name
-from lightning_compress.core.targets import is_sharded
+from lightning_compress.core.flat import mark_
+from lightning_compress.core.layout import is_sharded
+from lightning_compress.core.targets import plain_name
 
 
 def check_model(model: Any, function: str) -> None:
@@ -25,6 +26,7 @@ def check_model(model: Any, function: str) -> None:
     """
     if not isinstance(model, nn.Module):
         raise ConfigurationError(f"{function}({type(model).__name__}) takes modules: give a torch.nn.Module.")
+    mark_(model)
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for raw, tensor in tensors.items():
         name = plain_name(raw)
@@ -32,9 +34,9 @@ def check_model(model: Any, function: str) -> None:
             raise ConfigurationError(f"{name} has no shape yet: pass one batch through the model before {function}.")
         if is_sharded(tensor):
             raise CompressionError(
-                f"{name} is spread over processes: {function} needs the whole model, as before fully_shard; or save a "
-                "checkpoint in one file (ModelParallelStrategy(save_distributed_checkpoint=False)) and read it on one "
-                "process with lightning_compress.load_from_checkpoint."
+                f"{name} is spread over processes, and the whole model is needed: use it as before sharding, or save a "
+                "checkpoint in one file (ModelParallelStrategy(save_distributed_checkpoint=False), FSDPStrategy as it "
+                "is) and read it on one process with lightning_compress.load_from_checkpoint."
             )
         if tensor.is_meta:
             raise ConfigurationError(

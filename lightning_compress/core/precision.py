@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_compress.core.targets import COMPILED
+from lightning_compress.core.targets import plain_name
 
 
 @runtime_checkable
@@ -146,11 +146,6 @@ def original_class(module: nn.Module) -> type[nn.Module]:
     if isinstance(original, type) and issubclass(original, nn.Module) and isinstance(module, original):
         return original
     return type(module)
-
-
-def plain_name(name: str) -> str:
-    """A module's or parameter's name without what ``torch.compile`` adds, and without a leading dot."""
-    return f"{name}.".replace(COMPILED, "").strip(".")
 
 
 def own_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, distributed
 
 from lightning_compress.core.errors import CheckpointError
-from lightning_compress.core.sharded import Layout, local, whole
-from lightning_compress.core.targets import is_sharded
+from lightning_compress.core.layout import Layout, is_sharded, local, whole
 
 _KEY, _SHAPE = "stored_under", "shape"
 
@@ -49,12 +48,12 @@ class StoredTensor:
         from torch.distributed.checkpoint.filesystem import FileSystemReader
         from torch.distributed.checkpoint.state_dict_loader import load
 
-        part = torch.empty_like(like, memory_format=torch.contiguous_format)
+        joined = layout.joined(torch.empty_like(like, memory_format=torch.contiguous_format))
         try:
-            load({self.key: layout.joined(part)}, storage_reader=FileSystemReader(self.folder))
+            load({self.key: joined}, storage_reader=FileSystemReader(self.folder))
         except CheckpointException as error:  # no child of Exception
             raise CheckpointError(f"{self.folder} does not hold {self.key!r}: it is damaged or incomplete.") from error
-        return part
+        return part_of(joined, layout, like)
 
 
 def part_of(saved: Tensor | StoredTensor, layout: Layout, like: Tensor) -> Tensor:

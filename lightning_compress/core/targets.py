@@ -14,6 +14,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import ParametrizationList
 
 from lightning_compress.core.errors import ConfigurationError, TargetError
+from lightning_compress.core.layout import Layout
 
 Patterns = str | Sequence[str]
 
@@ -21,6 +22,8 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
 _ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 COMPILED = "_orig_mod."  # what torch.compile puts into the names of everything below it
+# The same of FullyShardedDataParallel, and of activation checkpointing.
+_WRAPPERS = re.compile(rf"(?<![^.])({re.escape(COMPILED)}|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +31,7 @@ class Target:
     """One parameter and the module that reads it.
 
     Attributes:
-        name: as in ``model.named_parameters()``, without what ``torch.compile`` adds.
+        name: as in ``model.named_parameters()``, without what wrappers add.
         module: the module that owns the parameter.
         attribute: the parameter's name inside that module, ``"weight"`` or ``"in_proj_weight"`` say.
         aliases: other names of the same parameter, when it is tied.
@@ -44,6 +47,11 @@ class Target:
         """The parameter as it is now: sharding and ``Module.to`` may have replaced it since selection."""
         parameter: nn.Parameter = getattr(self.module, self.attribute)
         return parameter
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the whole parameter, wherever its parts are."""
+        return Layout.of(self.parameter).shape
 
     @property
     def dims(self) -> tuple[int, int]:
@@ -110,11 +118,11 @@ def skipped_layers(model: nn.Module) -> dict[str, str]:
     for path, module in model.named_modules():
         weight = module._parameters.get("weight")  # noqa: SLF001 (getattr would compute a parametrized weight)
         if isinstance(module, nn.RNNBase):
-            skipped[path.replace(COMPILED, "")] = "recurrent weights are compressed on request"
+            skipped[plain_name(path)] = "recurrent weights are compressed on request"
         elif _is_layer(module) and weight is None:
-            skipped[path.replace(COMPILED, "")] = "its weight is computed from other parameters"
+            skipped[plain_name(path)] = "its weight is computed from other parameters"
         elif _is_layer(module) and weight is not None and not weight.requires_grad:
-            skipped[path.replace(COMPILED, "")] = "it is frozen"
+            skipped[plain_name(path)] = "it is frozen"
     return skipped
 
 
@@ -129,10 +137,10 @@ def _parameters(model: nn.Module) -> Iterator[Target]:
         if isinstance(parameters[first], UninitializedParameter):
             raise TargetError(f"{first} has no shape yet: pass one batch through the model before the fit.")
         yield Target(
-            name=first.replace(COMPILED, ""),
+            name=plain_name(first),
             module=modules[path],
             attribute=attribute,
-            aliases=tuple(other.replace(COMPILED, "") for other in others),
+            aliases=tuple(plain_name(other) for other in others),
         )
 
 
@@ -164,9 +172,7 @@ def _defaults(model: nn.Module, everything: Sequence[Target], *, recurrent: bool
     return [
         target
         for target in everything
-        if _is_layer_weight(target, recurrent=recurrent)
-        and target.parameter.requires_grad
-        and _is_compressible(target.parameter)
+        if _is_layer_weight(target, recurrent=recurrent) and target.parameter.requires_grad and _is_compressible(target)
         if id(target.parameter) not in left_alone
     ]
 
@@ -178,9 +184,9 @@ def _matching(everything: Sequence[Target], patterns: Patterns, argument: str, m
         found = [
             target
             for target in everything
-            if _is_compressible(target.parameter)
+            if _is_compressible(target)
             and any(
-                matches(name) and (target.parameter.dim() > 1 or _spells(pattern, name))
+                matches(name) and (len(target.shape) > 1 or _spells(pattern, name))
                 for name in (target.name, *target.aliases)
             )
         ]
@@ -220,8 +226,8 @@ def _matcher(pattern: str, argument: str) -> Callable[[str], bool]:
     return lambda name: compiled.fullmatch(name) is not None
 
 
-def _is_compressible(parameter: torch.Tensor) -> bool:
-    return parameter.is_floating_point() and parameter.numel() > 0
+def _is_compressible(target: Target) -> bool:
+    return target.parameter.is_floating_point() and target.shape.numel() > 0
 
 
 def _with_parents(name: str) -> list[str]:
@@ -236,7 +242,7 @@ def _spells(pattern: str, name: str) -> bool:
 
 
 def _unmatched(pattern: str, argument: str, everything: Sequence[Target], model: nn.Module) -> str:
-    shapes = {re.sub(r"\.\d+(?=\.|$)", ".*", target.name) for target in everything if target.parameter.dim() > 1}
+    shapes = {re.sub(r"\.\d+(?=\.|$)", ".*", target.name) for target in everything if len(target.shape) > 1}
     near = difflib.get_close_matches(pattern.removeprefix("re:"), sorted(shapes), n=3, cutoff=0.2)
     return (
         f"{argument}={pattern!r} matches no parameter of {type(model).__name__}. "
@@ -268,8 +274,7 @@ def targets(model: nn.Module, *, include: Patterns | None = None, exclude: Patte
     """
     chosen = {target.name for target in select(model, include=include, exclude=exclude)}
     return "\n".join(
-        f"{'+' if target.name in chosen else ' '} {target.name}  {list(target.parameter.shape)}"
-        for target in _parameters(model)
+        f"{'+' if target.name in chosen else ' '} {target.name}  {list(target.shape)}" for target in _parameters(model)
     )
 
 
@@ -279,6 +284,6 @@ def matches_any(target: Target, pattern: str) -> bool:
     return any(matches(name) for name in (target.name, *target.aliases))
 
 
-def is_sharded(parameter: torch.Tensor) -> bool:
-    """Whether a parameter is spread over processes (a ``DTensor``, as ``fully_shard`` makes)."""
-    return hasattr(parameter, "placements")
+def plain_name(name: str) -> str:
+    """A module's or parameter's name without what wrappers add to it, and without a leading dot."""
+    return _WRAPPERS.sub("", f"{name}.").strip(".")

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.core.sharded import local, reshard, sharding_modules
+from lightning_compress.core.gathering import reshard, sharding_modules
+from lightning_compress.core.layout import is_sharded, local, whole
 
 
 @torch.no_grad()
@@ -15,7 +16,7 @@ def average_(average: nn.Module, network: nn.Module, decay: float) -> None:
     """One step of an exponential moving average: ``average = decay * average + (1 - decay) * network``.
 
     Tarvainen & Valpola 2017 (arXiv 1703.01780), section 2; buffers are copied. Where both are sharded alike, each
-    process averages its own part, and nothing is sent.
+    process averages its own part, and nothing is sent; an average that each process has whole takes gathered weights.
 
     Args:
         average: changed in place.
@@ -24,7 +25,7 @@ def average_(average: nn.Module, network: nn.Module, decay: float) -> None:
     """
     reshard([*sharding_modules(average), *sharding_modules(network)])
     for weight, new in zip(average.parameters(), network.parameters(), strict=True):
-        local(weight).lerp_(local(new).to(weight.dtype), 1.0 - decay)
+        local(weight).lerp_(_part_beside(weight, new).to(weight.dtype), 1.0 - decay)
     _copy_buffers_(average, network)
 
 
@@ -38,8 +39,13 @@ def follow_(average: nn.Module, network: nn.Module) -> None:
     """
     reshard([*sharding_modules(average), *sharding_modules(network)])
     for weight, new in zip(average.parameters(), network.parameters(), strict=True):
-        local(weight).copy_(local(new))
+        local(weight).copy_(_part_beside(weight, new))
     _copy_buffers_(average, network)
+
+
+def _part_beside(weight: Tensor, new: Tensor) -> Tensor:
+    """Of a parameter what belongs to the part of an average that is here; gathered if that is whole, one at a time."""
+    return local(new) if is_sharded(weight) else whole(new)
 
 
 def _copy_buffers_(average: nn.Module, network: nn.Module) -> None:

@@ -7,16 +7,17 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.core.sharded import Layout, local
+from lightning_compress.core.layout import Layout, local
 
 _SAMPLES = 1_024
 
 
-def fingerprint(model: nn.Module) -> str:
+def fingerprint(model: nn.Module, *, typed: bool = True) -> str:
     """Of names, shapes and a sample of the numbers of all parameters and buffers that a checkpoint would hold.
 
     Args:
         model: on any device; of a sharded one every process asks at once.
+        typed: whether the same numbers in another type make another text.
 
     Returns:
         64 hexadecimal digits.
@@ -32,8 +33,9 @@ def fingerprint(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
         if isinstance(value, Tensor):
-            digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
-            digest.update(sample(Layout.of(value).whole(local(value))))
+            digest.update(f"{name} {tuple(value.shape)} {value.dtype if typed else ''}\n".encode())
+            numbers = Layout.of(value).whole(local(value))
+            digest.update(sample(numbers if typed or not numbers.is_floating_point() else numbers.double()))
     return digest.hexdigest()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_compress.core import ConfigurationError
-from lightning_compress.core.targets import COMPILED
+from lightning_compress.core.targets import COMPILED, plain_name
 from lightning_compress.distillation.base import Pick
 
 
@@ -30,7 +30,7 @@ def find(network: nn.Module, pattern: str) -> nn.Module:
     Raises:
         ConfigurationError: none, or several.
     """
-    modules: dict[str, nn.Module] = {name.replace(COMPILED, ""): one for name, one in network.named_modules()}
+    modules: dict[str, nn.Module] = {plain_name(name): one for name, one in network.named_modules()}
     if pattern in modules:
         return modules[pattern]
     matching = [name for name in modules if fnmatchcase(name, pattern)]

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lightning_compress.core import ConfigurationError
-from lightning_compress.core.sharded import reshard, sharding_modules
-from lightning_compress.core.targets import is_sharded
+from lightning_compress.core.gathering import reshard, sharding_modules
+from lightning_compress.core.layout import is_sharded
 from lightning_compress.distillation.batch import without_labels
 from lightning_compress.distillation.fitting import check_apart, check_vocabulary
 from lightning_compress.distillation.watch import Call, Place, Watch

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from lightning_compress.core import ConfigurationError, MissingExtraError
 from lightning_compress.core.checks import check_model
-from lightning_compress.core.precision import inner_tensors, original_class, plain_name
-from lightning_compress.core.targets import COMPILED
+from lightning_compress.core.precision import inner_tensors, original_class
+from lightning_compress.core.targets import plain_name
 from lightning_compress.export.compressed import entropy_coded, packed, tied_to
 from lightning_compress.quantization.baked import BakedWeight, baked_weights
 
@@ -134,7 +134,7 @@ def _plain_state(model: nn.Module) -> dict[str, Tensor]:
     """The state dict by plain names, its tensors plain ones: of a low-bit tensor those that it is made of."""
     state: dict[str, Tensor] = {}
     for raw, value in model.state_dict().items():
-        name = raw.replace(COMPILED, "")
+        name = plain_name(raw)
         if not isinstance(value, Tensor):
             raise ConfigurationError(
                 f"{name} in the state of {type(model).__name__} is of {type(value).__name__}: only tensors have a size "

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from lightning_compress.core.checks import check_model
-from lightning_compress.core.precision import own_parameters, plain_name
+from lightning_compress.core.precision import own_parameters
+from lightning_compress.core.targets import plain_name
 from lightning_compress.measurement.elementwise import advice_for, is_element_wise, is_view
 from lightning_compress.measurement.operator_times import OperatorTimes, profile_operators
 from lightning_compress.measurement.scopes import undisturbed

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_compress.core import ConfigurationError, TargetError
 from lightning_compress.core.hooks import untraced
-from lightning_compress.core.targets import COMPILED, Patterns, as_patterns
+from lightning_compress.core.targets import Patterns, as_patterns, plain_name
 from lightning_compress.measurement.scopes import undisturbed
 
 _CHANNELS_FIRST = (
@@ -28,7 +28,7 @@ _VECTORS, _SEQUENCES = 2, 3  # dimensions of what a layer gives
 def layers_with_weights(model: nn.Module) -> dict[str, nn.Module]:
     """The modules that have a matrix or larger parameter of their own, by name, each once."""
     return {
-        name.replace(COMPILED, ""): module
+        plain_name(name): module
         for name, module in model.named_modules()
         if any(own is not None and own.dim() > 1 for own in module.parameters(recurse=False))
     }
@@ -46,7 +46,7 @@ def chosen_layers(model: nn.Module, layers: Patterns | None) -> dict[str, nn.Mod
     """
     if layers is None:
         return layers_with_weights(model)
-    modules = {name.replace(COMPILED, ""): module for name, module in model.named_modules() if name}
+    modules = {plain_name(name): module for name, module in model.named_modules() if name}
     found: set[str] = set()
     for pattern in as_patterns(layers, "layers"):
         matches = {name for name in modules if fnmatchcase(name, pattern)}

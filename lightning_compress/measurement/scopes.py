@@ -13,7 +13,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils.hooks import RemovableHandle
 
 from lightning_compress.core import ConfigurationError
-from lightning_compress.core.precision import plain_name
+from lightning_compress.core.targets import plain_name
 
 OnExit = Callable[[nn.Module, Any, Any], None]
 

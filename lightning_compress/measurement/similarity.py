@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lightning_compress.core import CompressionError, ConfigurationError
-from lightning_compress.core.targets import COMPILED, Patterns
+from lightning_compress.core.targets import Patterns, plain_name
 from lightning_compress.measurement.layer_outputs import LayerOutputs, batches_of, chosen_layers, mask_of, rows_of
 
 _WIDEST = 4096  # features: the matrices of one layer would take more than 400 MB
@@ -182,4 +182,4 @@ def _take(metrics: dict[str, LinearCKA], name: str, x: Tensor, y: Tensor) -> Non
 
 
 def _by_name(model: nn.Module) -> dict[str, nn.Module]:
-    return {name.replace(COMPILED, ""): module for name, module in model.named_modules()}
+    return {plain_name(name): module for name, module in model.named_modules()}

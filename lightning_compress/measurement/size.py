@@ -15,10 +15,10 @@ from lightning_compress.core.precision import (
     numbers_in,
     original_class,
     own_parameters,
-    plain_name,
     stored_values,
     weight_bits,
 )
+from lightning_compress.core.targets import plain_name
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.core.precision import own_parameters, plain_name, stored_values
-from lightning_compress.core.targets import is_transformers_conv1d
+from lightning_compress.core.precision import own_parameters, stored_values
+from lightning_compress.core.targets import is_transformers_conv1d, plain_name
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED, nn.RNNBase, nn.MultiheadAttention)

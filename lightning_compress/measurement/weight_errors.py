@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.core import ConfigurationError
-from lightning_compress.core.targets import COMPILED
+from lightning_compress.core.targets import plain_name
 
 _QUANTIZATION = "lightning_compress.quantization."
 
@@ -70,7 +70,7 @@ def compression_error(dense: nn.Module, compressed: nn.Module) -> dict[str, Weig
 
 def _parameters(model: nn.Module) -> dict[str, Tensor]:
     named = model.named_parameters(remove_duplicate=False)
-    return {name.replace(COMPILED, ""): parameter.detach() for name, parameter in named}
+    return {plain_name(name): parameter.detach() for name, parameter in named}
 
 
 def _error(weight: Tensor, other: Tensor) -> WeightError:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.core import ConfigurationError, Target
-from lightning_compress.core.sharded import whole
+from lightning_compress.core.layout import whole
 from lightning_compress.pruning.running import update_mean
 
 _ATTENTION_INPUTS = ("query", "key", "value")
@@ -33,7 +33,7 @@ class InputHook:
     """
 
     def __init__(self, squares: dict[int, Tensor], index: int, target: Target) -> None:
-        if isinstance(target.module, (nn.Embedding, nn.RNNBase)) or target.parameter.dim() < 2:  # noqa: PLR2004
+        if isinstance(target.module, (nn.Embedding, nn.RNNBase)) or len(target.shape) < 2:  # noqa: PLR2004
             raise ConfigurationError(
                 f"the activation norms that the criterion reads are not defined for {target.name} of "
                 f"{type(target.module).__name__}; add exclude={target.name!r}."
@@ -70,16 +70,16 @@ def _mean_square(tensor: Tensor, module: nn.Module) -> Tensor:
 
 def beside_weight(norm: Tensor, target: Target) -> Tensor:
     """Reshape one value an input feature so that it broadcasts to the weight."""
-    weight = target.parameter
+    whole = target.shape
     output, inputs = target.dims
     if isinstance(target.module, nn.MultiheadAttention):
-        parts = norm.view(-1, weight.shape[inputs])
-        return parts.repeat_interleave(weight.shape[output] // len(parts), dim=0)
-    groups = norm.numel() // weight.shape[inputs]
-    shape = [1] * weight.dim()
+        parts = norm.view(-1, whole[inputs])
+        return parts.repeat_interleave(whole[output] // len(parts), dim=0)
+    groups = norm.numel() // whole[inputs]
+    shape = [1] * len(whole)
     if groups == 1 or inputs == 0:
         shape[inputs] = -1
         return norm.view(shape)
     # A grouped convolution: each group of outputs reads its own inputs.
-    shape[output], shape[inputs] = weight.shape[output], weight.shape[inputs]
-    return norm.view(groups, -1).repeat_interleave(weight.shape[output] // groups, dim=0).view(shape)
+    shape[output], shape[inputs] = whole[output], whole[inputs]
+    return norm.view(groups, -1).repeat_interleave(whole[output] // groups, dim=0).view(shape)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_compress.core.sharded import Layout, Spread, local
+from lightning_compress.core.layout import Layout, local
+from lightning_compress.core.spread import Spread
 from lightning_compress.pruning.patterns import Pattern, expand, unit_layout, unit_scores
 from lightning_compress.pruning.selection import drop_smallest
 
@@ -139,7 +140,8 @@ def mask_from_zeros(parameter: Tensor, unpruned: Tensor | None = None) -> Tensor
     """
     mask = (local(parameter).detach() != 0).contiguous()
     if unpruned is not None and len(unpruned):
-        listed = torch.zeros(parameter.shape, dtype=torch.bool, device=mask.device)
+        layout = Layout.of(parameter)
+        listed = torch.zeros(layout.shape, dtype=torch.bool, device=mask.device)
         listed.view(-1)[unpruned.to(mask.device)] = True
-        mask |= Layout.of(parameter).part(listed)
+        mask |= layout.part(listed)
     return mask

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_compress.core import ConfigurationError, Target
-from lightning_compress.core.sharded import Layout
+from lightning_compress.core.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Pattern:
         """Whether the pattern divides the target's output and input dimensions."""
         if self.members == 1:
             return True
-        shape = target.parameter.shape
+        shape = target.shape
         if len(shape) < 2:  # noqa: PLR2004 (a vector has no inputs to group)
             return False
         output, inputs = target.dims

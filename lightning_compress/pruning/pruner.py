@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_compress.core import CheckpointError, CompressionError, Target
-from lightning_compress.core.sharded import Layout, Spread, local
+from lightning_compress.core.layout import Layout, local
 from lightning_compress.core.sharded_state import part_of
+from lightning_compress.core.spread import Spread
 from lightning_compress.pruning import soft_movement
 from lightning_compress.pruning.criteria import Criterion, find_criterion, statistics_of
 from lightning_compress.pruning.masks import (
@@ -309,7 +310,8 @@ class Pruner:
             CompressionError: a weight is not finite either, so that no later step can be better.
         """
         first = next((index for index in owned if self.targets[index].parameter.grad is not None), None)
-        if first is None or not self.spread.any(not bool(self._gradient(first).isfinite().all())):
+        broken = first is not None and not bool(self._gradient(first).isfinite().all())
+        if not self.spread.any(broken):
             return True
         finite = all(bool(local(parameter).isfinite().all()) for parameter in self.parameters)
         if self.spread.any(not finite):

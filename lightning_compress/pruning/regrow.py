@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from lightning_compress.core.sharded import Spread
+from lightning_compress.core.spread import Spread
 from lightning_compress.pruning.masks import keep_largest
 from lightning_compress.pruning.patterns import Pattern
 

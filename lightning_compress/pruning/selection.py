@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_compress.core import CompressionError
-from lightning_compress.core.sharded import Spread
+from lightning_compress.core.spread import Spread
 
 _HALF = 16
 _BINS = 1 << _HALF

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_compress.core.sharded import Spread
+from lightning_compress.core.spread import Spread
 from lightning_compress.pruning.selection import smallest_kept
 
 THRESHOLD = 0.1

@@ -26,8 +26,9 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from lightning_compress.core import CheckpointError, CompressionError, ConfigurationError, Target
-from lightning_compress.core.sharded import Layout, Spread, local
+from lightning_compress.core.layout import Layout, local
 from lightning_compress.core.sharded_state import StoredTensor, part_of
+from lightning_compress.core.spread import Spread
 from lightning_compress.pruning.inputs import InputHook, beside_weight
 from lightning_compress.pruning.running import DECAY, update_mean
 
@@ -96,7 +97,7 @@ class Statistics:
     def missing(self) -> list[str]:
         """Names of the targets of which a gradient or an input is still to be seen."""
         everything = range(len(self._targets))
-        missing = set(everything) - self._seen if self._running else set()
+        missing = {index for index in everything if not self._has_seen(index)} if self._running else set()
         missing |= set(everything) - set(self._squares) if self.reads_inputs else set()
         return [self._targets[index].name for index in sorted(missing)]
 
@@ -123,6 +124,10 @@ class Statistics:
         self._seen.add(index)
         for name in self._running:
             _FROM_GRADIENTS[name](self.running(name)[index], gradient.float(), weight.float())
+
+    def _has_seen(self, index: int) -> bool:
+        # Nobody has gradients of nothing: of a flattened parameter that lies on other processes altogether.
+        return index in self._seen or local(self._targets[index].parameter).numel() == 0
 
     def watch_inputs(self) -> None:
         """Hook the targets' modules to see the inputs of training batches."""
@@ -208,7 +213,7 @@ class Statistics:
         target = self._targets[index]
         layout = Layout.of(target.parameter)
         if name in self._running:
-            if index not in self._seen:
+            if not self._has_seen(index):
                 raise CompressionError(
                     f"the criterion reads {name!r} of {target.name}, but no gradient was seen before this update: call "
                     "step() of the optimizers that self.optimizers() returns, or choose criterion='magnitude'."
@@ -234,7 +239,7 @@ class Statistics:
 
 def _not_saved(name: str, target: Target) -> CheckpointError:
     return CheckpointError(
-        f"the checkpoint holds no {name!r} statistic of shape {list(target.parameter.shape)} for {target.name}: it was "
+        f"the checkpoint holds no {name!r} statistic of shape {list(target.shape)} for {target.name}: it was "
         "written with another criterion or another model."
     )
 

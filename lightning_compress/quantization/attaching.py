@@ -56,7 +56,7 @@ def attach_target_(model: nn.Module, target: Target, settings: Settings) -> None
     inputs = None
     if not isinstance(target.module, nn.Embedding) and not _is_read_by_parent(model, target):
         inputs = activation_quantizer(target.name, settings)
-    if target.parameter.dim() < 2:  # noqa: PLR2004 (a vector has no rows)
+    if len(target.shape) < 2:  # noqa: PLR2004 (a vector has no rows)
         raise ConfigurationError(f"{target.name} is a vector, which is not quantized; add exclude={target.name!r}.")
     quantizer = weight_quantizer(target, settings)
     attach_(target.module, target.attribute, quantizer, inputs)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_compress.core.targets import plain_name
 from lightning_compress.quantization.activations import activation_quantizer
 from lightning_compress.quantization.settings import Settings
 
@@ -26,7 +27,7 @@ _PLAIN = frozenset({"is_causal", "position_ids", "cache_position", "output_atten
 
 def attention_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Modules, by name, whose forward leaves attention to the function that the config names."""
-    return {name: module for name, module in model.named_modules() if _calls_interface(type(module))}
+    return {plain_name(name): module for name, module in model.named_modules() if _calls_interface(type(module))}
 
 
 def attach_to_attention_(module: nn.Module, name: str, settings: Settings) -> None:

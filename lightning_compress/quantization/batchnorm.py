@@ -15,7 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lightning_compress.core.errors import CompressionError
+from lightning_compress.core.gathering import holders
 from lightning_compress.core.hooks import Eagerly
+from lightning_compress.core.targets import plain_name
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -32,7 +35,7 @@ class PairFinder:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._names = {module: name for name, module in model.named_modules()}
+        self._names = {module: plain_name(name) for name, module in model.named_modules()}
         # With their versions; the tensors are kept, so that no address is used twice.
         self._outputs: dict[int, tuple[nn.Module, Tensor, int]] = {}
         self._runs: Counter[str] = Counter()
@@ -82,15 +85,25 @@ def version_of(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version  # noqa: SLF001 (the documented way to notice a change)
 
 
-def fold_(model: nn.Module, pairs: Mapping[str, str]) -> None:
+def fold_(modules: Mapping[str, nn.Module], pairs: Mapping[str, str]) -> None:
     """Fold each normalization into its convolution; one that is folded already stays so.
 
     Args:
-        model: holds both.
+        modules: by name, without what wrappers add.
         pairs: names of quantized convolutions, each with its normalization's.
+
+    Raises:
+        CompressionError: a normalization's parameters are gathered for its own call alone.
     """
+    gathering = holders(modules[""])
     for convolution, norm in pairs.items():
-        module, batchnorm = model.get_submodule(convolution), model.get_submodule(norm)
+        module, batchnorm = modules[convolution], modules[norm]
+        holder = gathering.get(batchnorm)
+        if holder is not None and all(part is not module for part in holder.modules()):
+            raise CompressionError(
+                f"{norm} cannot be folded into {convolution}: it is sharded by itself, so {convolution} does not see "
+                "its parameters; shard the two together, or use QuantizationAwareTraining(fold_batchnorm=False)."
+            )
         if is_folded(module):
             continue
         module.__dict__[_FOLDED] = [batchnorm]

@@ -19,8 +19,9 @@ from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
 from lightning_compress.core import TargetError
+from lightning_compress.core.layout import is_sharded
 from lightning_compress.core.precision import Simulator
-from lightning_compress.core.targets import is_sharded, is_transformers_conv1d
+from lightning_compress.core.targets import is_transformers_conv1d
 from lightning_compress.quantization.activations import ActivationQuantizer
 from lightning_compress.quantization.batchnorm import evaluated_weight, folded_forward, is_folded, statistics_of_batch
 from lightning_compress.quantization.weights import FollowingRange, WeightQuantizer
@@ -250,15 +251,19 @@ def attach_(
     """
     if not isinstance(module, QuantizedLayer):
         module.__class__ = _quantized_class(type(module))
-    parameters = list(module.parameters(recurse=False))
-    module.__dict__[_IN_PARTS] = any(is_sharded(parameter) for parameter in parameters)
-    device = parameters[0].device
+    see_parts_(module)
+    device = next(module.parameters(recurse=False)).device
     if device.type == "meta":  # when the layer gets memory its quantizers move with it
         device = torch.device("cpu")
     if weight is not None and quantizer is not None:
         module.add_module(quantizer_name(weight), quantizer.to(device))
     if inputs is not None:
         module.add_module(INPUT, inputs.to(device))
+
+
+def see_parts_(module: nn.Module) -> None:
+    """Note whether a layer's parameters lie in parts between its calls, as they do once the model was sharded."""
+    module.__dict__[_IN_PARTS] = any(map(is_sharded, module.parameters(recurse=False)))
 
 
 def restore_(module: nn.Module) -> None:

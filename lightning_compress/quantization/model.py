@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.core import CheckpointError, Target
-from lightning_compress.core.precision import plain_name
-from lightning_compress.core.sharded import gathered, holders, local
-from lightning_compress.core.targets import COMPILED
+from lightning_compress.core.gathering import gathered, holders
+from lightning_compress.core.layout import local
+from lightning_compress.core.targets import plain_name
 from lightning_compress.quantization.activations import (
     ActivationQuantizer,
     LearnedBound,
@@ -36,7 +36,7 @@ from lightning_compress.quantization.batchnorm import (
     unfold_,
 )
 from lightning_compress.quantization.fused import close_fused_, open_fused_
-from lightning_compress.quantization.layers import INPUT, QuantizedLayer, quantizer_name, restore_
+from lightning_compress.quantization.layers import INPUT, QuantizedLayer, quantizer_name, restore_, see_parts_
 from lightning_compress.quantization.outputs import OUTPUT, attach_to_outputs_, strip_outputs_, sum_quantizer
 from lightning_compress.quantization.settings import Settings
 from lightning_compress.quantization.stored import refuse_not_finite
@@ -128,6 +128,12 @@ class Quantization:
     def is_active(self) -> bool:
         """Whether the model computes with quantized numbers."""
         return self.phase in ("active", "frozen")
+
+    def see_parts_(self) -> None:
+        """Training is about to start: parameters are where they will be."""
+        for module in self.model.modules():
+            if isinstance(module, QuantizedLayer):
+                see_parts_(module)
 
     def watch_(self) -> None:
         """Watch the next batches without quantizing anything."""
@@ -288,7 +294,7 @@ class Quantization:
 
     def _switch_on(self) -> None:
         self.phase = "active"
-        fold_(self.model, self._pairs)
+        fold_(self._modules(), self._pairs)
         for quantizer in self._quantizers.values():
             quantizer.active = True
             if isinstance(quantizer, ActivationQuantizer):
@@ -331,7 +337,7 @@ def quantizers_of(model: nn.Module) -> Iterator[tuple[str, WeightQuantizer | Act
     """All quantizers of a model with their names."""
     for name, module in model.named_modules():
         if isinstance(module, (WeightQuantizer, ActivationQuantizer)):
-            yield name.replace(COMPILED, ""), module
+            yield plain_name(name), module
 
 
 def _load(name: str, quantizer: WeightQuantizer | ActivationQuantizer, saved: Mapping[str, Any]) -> None:

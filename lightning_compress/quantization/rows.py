@@ -39,9 +39,9 @@ class Rows:
             ConfigurationError: the weight is empty or a scalar, or ``group_size`` does not divide what feeds one
                 output.
         """
-        shape = tuple(target.parameter.shape)
+        shape = tuple(target.shape)
         axis = target.dims[0] if len(shape) > 1 else 0
-        size = target.parameter.numel()
+        size = target.shape.numel()
         if not shape or not size:
             raise ConfigurationError(
                 f"{target.name} of shape {list(shape)} has nothing to quantize; add exclude={target.name!r}."

@@ -10,7 +10,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_compress.core import CompressionError
-from lightning_compress.core.sharded import Spread, local
+from lightning_compress.core.layout import local
+from lightning_compress.core.spread import Spread
 from lightning_compress.quantization.grid import SMALLEST_SCALE, Grid
 from lightning_compress.quantization.held import HoldsTensors
 from lightning_compress.quantization.rows import Rows

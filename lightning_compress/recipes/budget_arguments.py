@@ -12,7 +12,8 @@ from filelock import FileLock
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from lightning_compress.core import CheckpointError, ConfigurationError, Target, select
-from lightning_compress.core.targets import Patterns, is_sharded
+from lightning_compress.core.layout import is_sharded
+from lightning_compress.core.targets import Patterns
 from lightning_compress.export.files import write_whole
 from lightning_compress.recipes.budget_plans import FLOAT, Budget
 

@@ -13,7 +13,8 @@ from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 from torch import Tensor, nn
 
 from lightning_compress.core import ConfigurationError, Target, select
-from lightning_compress.core.targets import Patterns, is_sharded
+from lightning_compress.core.layout import is_sharded
+from lightning_compress.core.targets import Patterns
 from lightning_compress.distillation.fingerprint import fingerprint
 from lightning_compress.recipes.sensitivity_points import Kind, PointsFile, Sensitivity, SensitivityPoint
 from lightning_compress.recipes.weight_changes import Bits, LowRank, pruned, rounded, rounding

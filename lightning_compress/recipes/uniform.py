@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.core.targets import COMPILED
+from lightning_compress.core.targets import plain_name
 from lightning_compress.quantization.baked import BakedWeight
 from lightning_compress.quantization.grid import (
     Grid,
@@ -48,7 +48,7 @@ def quantize_uniformly_(model: nn.Module, bits: int) -> dict[str, BakedWeight]:
     """
     baked = {}
     for raw, parameter in model.named_parameters():
-        name = raw.replace(COMPILED, "")
+        name = plain_name(raw)
         if not parameter.is_floating_point() or not parameter.numel():
             continue
         refuse_not_finite({name: parameter})

@@ -8,7 +8,8 @@ from dataclasses import replace
 from torch import nn
 
 from lightning_compress.core import CompressionError
-from lightning_compress.core.precision import input_bits, plain_name
+from lightning_compress.core.precision import input_bits
+from lightning_compress.core.targets import plain_name
 from lightning_compress.export.disk_size import DiskSize
 from lightning_compress.measurement import Operations, measure_size
 from lightning_compress.measurement.probe import probe_layers

@@ -59,6 +59,14 @@ def test_projections_are_float32_and_learn(precision):
     assert all(moments["exp_avg"].abs().sum() > 0 for moments in callback._handover._kept["method"]["moments"])
 
 
+def test_a_copy_that_stays_is_of_the_type_in_which_the_module_trains():
+    callback, module = KnowledgeDistillation("self"), Tiny()
+    for _ in range(2):  # the second goes on with the copy of the first
+        run = fit(module, callback, precision="bf16-true", max_epochs=1)
+        assert {parameter.dtype for parameter in callback.copies["self"].parameters()} == {torch.bfloat16}
+    assert run.global_step == 8
+
+
 def bert(layers, seed):
     sizes = {"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 50}
     with torch.random.fork_rng():

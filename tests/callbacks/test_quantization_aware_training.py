@@ -2,14 +2,12 @@
 
 import copy
 import itertools
-from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EMAWeightAveraging, StochasticWeightAveraging
 from pytorch_lightning.plugins import MixedPrecision
-from pytorch_lightning.strategies import FSDPStrategy
 from torch import nn
 
 from lightning_compress import (
@@ -274,12 +272,6 @@ def test_parent_reads_weight_itself():
 def test_bad_values_are_refused_in_the_constructor(arguments, message):
     with pytest.raises(ConfigurationError, match=message):
         QuantizationAwareTraining(**arguments)
-
-
-def test_strategies_that_flatten_parameters_are_refused():
-    run = SimpleNamespace(strategy=FSDPStrategy(), callbacks=[])
-    with pytest.raises(ConfigurationError, match=r"QuantizationAwareTraining.*FSDPStrategy.*strategy='ddp'"):
-        QuantizationAwareTraining().setup(run, Tiny(), "fit")
 
 
 def test_statistics_that_are_to_be_frozen_are_not_computed_anew():

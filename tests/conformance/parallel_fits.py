@@ -13,16 +13,18 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import ModelParallelStrategy
-from torch import distributed
+from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_compress import DistillationModule, GradualPruning, KnowledgeDistillation, QuantizationAwareTraining
-from lightning_compress.core.sharded import reshard, sharding_modules, whole
+from lightning_compress.core.gathering import reshard, sharding_modules
+from lightning_compress.core.layout import whole
 from lightning_compress.distillation import Contrastive, DeepToShallow, Hint, LogitMSE, Peer, SoftTargets
 from tests.callbacks import distilling
 from tests.conformance.cases import CASES
 from tests.conformance.tiny import WINDOW, ResumableLoader, Tiny, fit
+from tests.distributed.flattening import OnCpu
 from tests.distributed.worlds import run_world
 
 SAVED_AT = 4  # optimizer steps: between two updates
@@ -147,7 +149,11 @@ def everything(trainer):
     module.on_save_checkpoint(checkpoint)
     states = list(checkpoint["lightning_compress"].values())
     reshard(sharding_modules(module))
-    return flat({"weights": module.state_dict(), "moments": trainer.optimizers[0].state_dict(), "states": states})
+    weights, moments = module.state_dict(), trainer.optimizers[0].state_dict()
+    if isinstance(trainer.strategy, OnCpu):  # these are of parts; the first rank puts all together
+        weights = trainer.strategy.lightning_module_state_dict()
+        moments = trainer.strategy.optimizer_state(trainer.optimizers[0])
+    return flat({"weights": weights, "moments": moments, "states": states})
 
 
 def flat(value, name=""):
@@ -197,6 +203,13 @@ def sharing(folder):
         torch.save(found, folder / f"{name} shared by 2, {distributed.get_rank()}.pt")
 
 
+def flattening(folder):
+    """Each row on two ranks that share flattened weights."""
+    for name in ROWS:
+        found = run(name, 2, strategy=OnCpu(auto_wrap_policy={nn.Linear}), devices=2)
+        torch.save(found, folder / f"{name} flattened on 2, {distributed.get_rank()}.pt")
+
+
 def resumed_alone(folder):
     """What was left of each row on two ranks, on one process."""
     for name in ROWS:
@@ -210,4 +223,5 @@ if __name__ == "__main__":
     alone(results)
     run_world(2, on_two, results)
     run_world(2, sharing, results)
+    run_world(2, flattening, results)
     resumed_alone(results)

@@ -26,8 +26,8 @@ def compare_masks(folder, *ways):
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     results = Path(sys.argv[1])
-    run_world(2, compare_masks, results, "by_layer", "partly", "tensor_parallel")
-    run_world(4, compare_masks, results, "two_dimensional", "hybrid")
+    run_world(2, compare_masks, results, "by_layer", "partly", "tensor_parallel", "flattened")
+    run_world(4, compare_masks, results, "two_dimensional", "hybrid", "flattened_hybrid")
     run_world(2, sharded_fits.train_and_save, results)
     for size in (1, 2, 4):
         run_world(size, sharded_fits.go_on, results)

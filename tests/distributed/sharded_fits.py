@@ -13,7 +13,9 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn import functional as F
 
 from lightning_compress import GradualPruning
-from lightning_compress.core.sharded import local, reshard, sharding_modules, whole
+from lightning_compress.core.gathering import reshard, sharding_modules
+from lightning_compress.core.layout import local, whole
+from lightning_compress.core.targets import plain_name
 from tests.conformance.tiny import WINDOW, ResumableLoader, loader, trainer
 
 SAVED_AT = 6  # optimizer steps: between the second update and the last
@@ -137,7 +139,7 @@ class Watch(pl.Callback):
 
 def weights(model):
     reshard(sharding_modules(model))
-    return {name: whole(weight.detach()).clone() for name, weight in model.named_parameters()}
+    return {plain_name(name): whole(weight).detach().clone() for name, weight in model.named_parameters()}
 
 
 def fit(model, callback, *, save_to=None, ckpt_path=None, **settings):

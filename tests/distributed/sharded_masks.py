@@ -3,11 +3,12 @@
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy, fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from lightning_compress.core import select
-from lightning_compress.core.sharded import local
+from lightning_compress.core.flat import mark_
+from lightning_compress.core.layout import local
 from lightning_compress.pruning import Pool, Pruner, needs, parse_pattern
 
 STEPS = ((0.25, 0.0), (0.5, 0.0), (0.75, 0.0))
@@ -93,7 +94,7 @@ def by_layer(model):
     mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
     for module in (model.body[0], model.body[2], model.conv, model.tied):
         fully_shard(module, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
 
 
 def partly(model):
@@ -101,24 +102,43 @@ def partly(model):
     mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
     for module in (model.body, model.tied):
         fully_shard(module, mesh=mesh)
+    return model
 
 
 def tensor_parallel(model):
     """Cut by outputs, then by inputs."""
     mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
     parallelize_module(model.body, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
+    return model
 
 
 def two_dimensional(model):
     """Both at once."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
     parallelize_module(model.body, mesh["tensor"], {"0": ColwiseParallel(), "2": RowwiseParallel()})
-    fully_shard(model, mesh=mesh["data"])
+    return fully_shard(model, mesh=mesh["data"])
 
 
 def hybrid(model):
     """Two copies, each of two parts."""
-    fully_shard(model, mesh=init_device_mesh("cpu", (2, 2), mesh_dim_names=("copies", "parts")))
+    return fully_shard(model, mesh=init_device_mesh("cpu", (2, 2), mesh_dim_names=("copies", "parts")))
+
+
+def flattened(model, **settings):
+    """Runs of numbers that begin anywhere in a row, or none."""
+    settings |= {"use_orig_params": True, "device_id": torch.device("cpu")}
+    model.body[2], model.conv, model.tied = (
+        FullyShardedDataParallel(module, **settings) for module in (model.body[2], model.conv, model.tied)
+    )
+    wrapped = FullyShardedDataParallel(model, **settings)
+    mark_(wrapped)
+    return wrapped
+
+
+def flattened_hybrid(model):
+    """Two copies, each of two runs."""
+    mesh = init_device_mesh("cpu", (2, 2))
+    return flattened(model, sharding_strategy=ShardingStrategy.HYBRID_SHARD, device_mesh=mesh)
 
 
 def pruner_of(model, *, criterion="magnitude", pattern="unstructured", regrow=None):
@@ -134,7 +154,8 @@ def step(pruner, model, seed, rate=0.01):
     pruner.observe(range(len(pruner.targets)), capture=True)
     with torch.no_grad():
         for parameter in pruner.parameters:
-            local(parameter).sub_(local(parameter.grad), alpha=rate)
+            if parameter.grad is not None:  # of a flattened parameter that lies elsewhere altogether
+                local(parameter).sub_(local(parameter.grad), alpha=rate)
     pruner.enforce()
 
 
@@ -187,7 +208,7 @@ def differences(shard, cases=tuple(CASES), *, even=False):
     found = {}
     for name in cases:
         plain, sharded = (network(even=even, **CASES[name]) for _ in range(2))
-        shard(sharded)
+        sharded = shard(sharded)
         expected, got = (history(model, 0.0 if even else 0.01, **CASES[name]) for model in (plain, sharded))
         found[name] = [
             f"update {count}"
@@ -201,8 +222,7 @@ def differences(shard, cases=tuple(CASES), *, even=False):
 
 def unpruned_zeros(shard):
     """Whether indices of zeros that were never pruned are those of the whole weight, and lead to the same mask."""
-    models = network(), network()
-    shard(models[1])
+    models = network(), shard(network())
     pruners = [pruner_of(model) for model in models]
     for pruner, model in zip(pruners, models, strict=True):
         step(pruner, model, 0)

@@ -16,7 +16,8 @@ from lightning_compress import (
     QuantizationAwareTraining,
     quantize,
 )
-from lightning_compress.core.sharded import local, reshard, sharding_modules
+from lightning_compress.core.gathering import reshard, sharding_modules
+from lightning_compress.core.layout import local
 from lightning_compress.quantization.model import quantizers_of
 from tests.conformance.tiny import WINDOW, ResumableLoader, loader, trainer
 from tests.distributed.sharded_fits import (

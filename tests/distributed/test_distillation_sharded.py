@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch.distributed.fsdp import fully_shard
 
 from lightning_compress import ConfigurationError, KnowledgeDistillation
@@ -100,15 +99,3 @@ def test_what_cannot_be_sharded_is_refused(mesh, tmp_path):
     for name in ("self", "ema"):
         with pytest.raises(ConfigurationError, match=r"a copy of Student, which was sharded before .* fully_shard in"):
             one_run(KnowledgeDistillation(name), module=student)
-
-
-class FSDPStrategy(SingleDeviceStrategy):
-    """A stand-in by name: the real one needs CUDA."""
-
-
-def test_strategies_under_which_nothing_can_be_copied():
-    for name in ("self", "ema"):
-        with pytest.raises(
-            ConfigurationError, match="KnowledgeDistillation of 'self' or 'ema' does not work under FSDP"
-        ):
-            one_run(KnowledgeDistillation(name), strategy=FSDPStrategy(device=torch.device("cpu")))

@@ -13,6 +13,7 @@ from tests.distributed.once import once, run_script
 from tests.distributed.sharded_fits import FITS, IN_ONE_FILE, OverflowsOnOne, Uneven, fit, pruning, resumed_by, scaled
 
 SIZES = (1, 2, 4)
+WAYS = ("by_layer", "partly", "tensor_parallel", "two_dimensional", "hybrid", "flattened", "flattened_hybrid")
 pytestmark = pytest.mark.timeout(600)  # of the first test, within which all worlds run
 
 
@@ -43,7 +44,7 @@ def assert_alike(found, expected):
     assert not [name for name, one in expected["weights"].items() if not torch.equal(one, found["weights"][name])]
 
 
-@pytest.mark.parametrize("way", ["by_layer", "partly", "tensor_parallel", "two_dimensional", "hybrid"])
+@pytest.mark.parametrize("way", WAYS)
 def test_masks_are_those_of_one_process(results, way):
     found = json.loads((results / f"{way}.json").read_text())
     assert len(found) > 6
@@ -109,24 +110,11 @@ def test_other_models(results, on_one):
     assert others["kept after a failure"] is False
 
 
-@pytest.mark.parametrize(
-    ("strategy", "named"), [(FSDPStrategy(), "FSDPStrategy"), (SimpleNamespace(), None)], ids=["fsdp", "another"]
-)
-def test_strategies_that_flatten_parameters_are_refused(strategy, named):
-    trainer = SimpleNamespace(strategy=strategy, callbacks=[])
-    callback = GradualPruning(0.5)
-    if named is None:
-        callback.setup(trainer, Uneven(), "fit")
-        return
-    with pytest.raises(ConfigurationError, match=rf"GradualPruning.*{named}.*ModelParallelStrategy.*fully_shard"):
-        callback.setup(trainer, Uneven(), "fit")
-
-
-def test_averages_of_sharded_models_are_refused():
-    trainer = SimpleNamespace(strategy=ModelParallelStrategy(), callbacks=[EMAWeightAveraging()])
-    with pytest.raises(
-        ConfigurationError, match=r"EMAWeightAveraging.*ModelParallelStrategy.*leave EMAWeightAveraging out"
-    ):
+@pytest.mark.parametrize("strategy", [ModelParallelStrategy(), FSDPStrategy()])
+def test_averages_of_sharded_models_are_refused(strategy):
+    trainer = SimpleNamespace(strategy=strategy, callbacks=[EMAWeightAveraging()])
+    name = type(strategy).__name__
+    with pytest.raises(ConfigurationError, match=rf"EMAWeightAveraging.*{name}.*leave EMAWeightAveraging out"):
         GradualPruning(0.5).setup(trainer, Uneven(), "fit")
 
 

@@ -6,8 +6,10 @@ from torch.distributed import checkpoint
 from torch.distributed.fsdp import fully_shard
 
 from lightning_compress.core import CheckpointError
-from lightning_compress.core.sharded import Layout, Spread, local, reshard, sharding_modules, whole
+from lightning_compress.core.gathering import reshard, sharding_modules
+from lightning_compress.core.layout import Layout, local, whole
 from lightning_compress.core.sharded_state import StoredTensor, located, part_of, split, whole_on_first
+from lightning_compress.core.spread import Spread
 from tests.conformance.tiny import Tiny
 
 

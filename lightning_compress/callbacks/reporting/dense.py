@@ -20,7 +20,7 @@ from lightning_compress.callbacks.reporting.baseline import (
     with_weights,
 )
 from lightning_compress.core import ConfigurationError
-from lightning_compress.core.targets import is_sharded
+from lightning_compress.core.layout import is_sharded
 
 
 class DenseModel:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_compress.core import ConfigurationError
-from lightning_compress.core.targets import COMPILED
+from lightning_compress.core.targets import plain_name
 from lightning_compress.distillation.functional import split_heads
 from lightning_compress.distillation.layout import layers_of, projections_of
 
@@ -123,4 +123,4 @@ def _holders(owner: nn.Module, network: nn.Module) -> Iterator[Any]:
 
 
 def _plain(name: str) -> str:
-    return name.replace(COMPILED, "")
+    return plain_name(name)
