@@ -6,6 +6,7 @@ from lightning_compress.report.html_table import NUMBER, Cell, table
 from lightning_compress.report.markup import Markup, element, join
 from lightning_compress.report.numbers import significant
 from lightning_compress.report.schema import Applied, Report
+from lightning_compress.report.words import failures
 
 _LOADERS = {
     "test": "the Trainer's test loader",
@@ -50,8 +51,8 @@ def failures_section(report: Report) -> Markup | None:
     """Measurements that failed, and why."""
     if not report.failures:
         return None
-    rows = [[Cell(failure.measurement), Cell(failure.reason)] for failure in report.failures]
-    return table("", [Cell("measurement"), Cell("why", "text")], rows)
+    rows = [[Cell(names), Cell(reason)] for names, reason in failures(report).items()]
+    return table("", [Cell("measurements"), Cell("why", "text")], rows)
 
 
 def cost_section(report: Report) -> Markup | None:

@@ -11,7 +11,7 @@ from typing import Any
 from lightning_compress.report.figures import figures
 from lightning_compress.report.numbers import significant
 from lightning_compress.report.schema import Latency, Report
-from lightning_compress.report.words import verdict
+from lightning_compress.report.words import failures, verdict
 
 _HEADS = ("", "dense", "compressed", "change")
 _LATENCY_HEADS = ("runtime", "batch", "length", "dense", "compressed", "speedup", "verdict")
@@ -59,7 +59,7 @@ def report_table(report: Report, *, width: int = 100, rich: bool | None = None, 
         rows = [_latency(entry) for entry in report.latency]
         blocks.append(text_table(_LATENCY_HEADS, [rows], width=width, rich=rich, color=color))
     if report.failures:
-        failed = [f"not measured: {failure.measurement}: {failure.reason}" for failure in report.failures]
+        failed = [f"not measured: {names}: {reason}" for names, reason in failures(report).items()]
         blocks.append(_list(failed, width))
     return "\n\n".join(blocks)
 

@@ -64,7 +64,8 @@ def verdict(report: Report) -> Verdict:
     """
     clauses = [_size(report), _speed(report), _quality(report)]
     if all(clause.endswith(_NOT_MEASURED) for clause in clauses):
-        return Verdict("Nothing could be measured.", _failures(report))
+        found = any(map(math.isfinite, (*report.dense.metrics.values(), *report.compressed.metrics.values())))
+        return Verdict(f"Nothing could be {'compared' if found else 'measured'}.", _failures(report))
     headline = ", ".join(clauses)
     return Verdict(
         f"{headline[0].upper()}{headline[1:]}.",
@@ -240,6 +241,14 @@ def _about_speed(report: Report) -> list[str]:
 def shape(entry: Latency) -> str:
     """Shape of input of a latency entry: ``"batch 8, length 64"``."""
     return f"batch {entry.batch}" if entry.length is None else f"batch {entry.batch}, length {entry.length}"
+
+
+def failures(report: Report) -> dict[str, str]:
+    """Names of the measurements that failed, those together that failed alike, with the reason."""
+    names: dict[str, list[str]] = {}
+    for failure in report.failures:
+        names.setdefault(failure.reason, []).append(failure.measurement)
+    return {", ".join(alike): reason for reason, alike in names.items()}
 
 
 def _failures(report: Report) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from scipy.stats import binomtest
 from lightning_compress.report import verdict
 from lightning_compress.report.numbers import metric_change, scaled, share, significant, times
 from lightning_compress.report.schema import Evaluation, Failure, Fidelity, Group, Latency, Model
-from lightning_compress.report.words import chance, headline_files, headline_latency
+from lightning_compress.report.words import chance, failures, headline_files, headline_latency
 from tests.report.reports import failed, minilm, tiny
 
 BARE = replace(tiny(), latency=(), fidelity=None, layers=(), curves=())
@@ -105,7 +105,8 @@ def test_metrics_in_words(report, words):
 
 
 def test_a_diverged_metric_is_not_measured():
-    assert verdict(models(0.5, math.nan)).headline == "Nothing could be measured."
+    assert verdict(models(0.5, math.nan)).headline == "Nothing could be compared."
+    assert verdict(models(math.nan, math.nan)).headline == "Nothing could be measured."
 
 
 def test_a_baseline_at_chance_is_called_so():
@@ -122,6 +123,12 @@ def test_failures_are_counted():
     assert verdict(failed()).remarks == ("6 measurements failed; why is told below.",)
     one = replace(tiny(), failures=(Failure("energy", "no meter"),))
     assert verdict(one).remarks[-1] == "1 measurement failed; why is told below."
+
+
+def test_what_failed_alike_is_told_once():
+    alike = [Failure(name, "it is sharded") for name in ("size", "latency")]
+    report = replace(tiny(), failures=(alike[0], Failure("energy", "no meter"), alike[1]))
+    assert failures(report) == {"size, latency": "it is sharded", "energy": "no meter"}
 
 
 @pytest.mark.parametrize(
