@@ -10,6 +10,7 @@ README = Path(__file__).parent.parent / "README.md"
 
 
 @pytest.mark.filterwarnings("ignore:.*logger.*:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*has no VNNI.*:UserWarning")
 def test_python_blocks_of_the_readme_run_in_turn(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)

@@ -22,6 +22,7 @@ from lightning_compress.export.inputs import Dynamic, Inputs, Sample, dynamic_si
 from lightning_compress.export.onnx import OPSET, check_opset, save_onnx, to_onnx
 from lightning_compress.export.openvino import save_openvino
 from lightning_compress.export.parity import Array, Parity, compare, complaint, runtimes
+from lightning_compress.export.processor import adds_in_16_bits
 from lightning_compress.export.report import ExportReport
 from lightning_compress.export.tracing import Traced, trace
 from lightning_compress.quantization.attention import is_quantized_attention, register
@@ -30,6 +31,10 @@ from lightning_compress.quantization.exportable import Contents, make_exportable
 Format = Literal["onnx", "openvino"]
 
 _SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}
+_OVERFLOW = (
+    "; this processor has no VNNI and adds products of eight bits in 16, where they overflow: quantize with "
+    "weight_bits=7, or run the file where there is VNNI"
+)
 _log = logging.getLogger(__name__)
 
 
@@ -70,7 +75,8 @@ def export(
 
     Warns:
         UserWarning: too many predictions differ (0.5 % in ONNX Runtime, 1.5 % in OpenVINO), or in ONNX Runtime outputs
-            do by more than 2 % of their range and four times what torch differs from itself, summing in another order.
+            do by more than 2 % of their range and four times what torch differs from itself, summing in another order;
+            with what to do about it where the processor cannot add products of eight bits (x86 without VNNI).
 
     Raises:
         ConfigurationError: a value that cannot work, or a sample that the model does not accept.
@@ -104,7 +110,8 @@ def export(
     _log.info("%s", report)
     for entry in parity[1:]:
         if what := complaint(entry, parity[0].largest_difference):
-            warnings.warn(f"{target.name} in {entry.runtime}: {what}.", stacklevel=2)
+            why = _OVERFLOW if contents.overflowing and adds_in_16_bits() else ""
+            warnings.warn(f"{target.name} in {entry.runtime}: {what}{why}.", stacklevel=2)
     return report
 
 

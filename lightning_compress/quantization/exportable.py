@@ -33,6 +33,7 @@ from lightning_compress.quantization.weights import Stored, WeightQuantizer
 
 _FOUR_BITS = 7  # the largest integer of a signed grid of four bits
 _BYTE = 8
+_HALF_OF_A_SUM = 15  # bits, where two products are added in 16
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -44,11 +45,13 @@ class Contents:
         stored: names of those that are stored in eight bits or fewer.
         dense: names of those that are stored as float32, each with the reason.
         four_bits: names of the buffers whose numbers fit four bits, and that runtimes read from four as fast.
+        overflowing: names of the weights of which two products with their layer's input may not fit 16 bits together.
     """
 
     stored: list[str] = field(default_factory=list)
     dense: dict[str, str] = field(default_factory=dict)
     four_bits: list[str] = field(default_factory=list)
+    overflowing: list[str] = field(default_factory=list)
 
 
 @torch.no_grad()
@@ -116,9 +119,12 @@ def _store_weights_(
         module.add_module(key, numbers)
         everything.append(stored)
         if isinstance(numbers, DenseWeight):
-            contents.dense[f"{path}{attribute}"] = "its negative and positive values have scales of their own"
+            two_scales = "its negative and positive values have scales of their own"
+            contents.dense[f"{path}{attribute}"] = two_scales if stored.scale.shape[1] > 1 else "it is a single row"
             continue
         contents.stored.append(f"{path}{attribute}")
+        if _overflows(module, stored):
+            contents.overflowing.append(f"{path}{attribute}")
         if _fits_four_bits(module, stored, quantizer.rows) and not tied:
             names = [name for name, _ in numbers.named_buffers() if name.startswith("values")]
             contents.four_bits += [f"{path}{key}.{name}" for name in names]
@@ -127,7 +133,7 @@ def _store_weights_(
 
 def _numbers(module: nn.Module, form: type[nn.Module] | None, stored: Stored, rows: Rows, *, tied: bool) -> nn.Module:
     transposed = form is Product and isinstance(module, nn.Linear)
-    if stored.scale.shape[1] > 1:
+    if stored.scale.shape[1] > 1 or (form is Recurrence and rows.shape[0] == 1):  # there, two parts are needed
         return DenseWeight(stored, rows, transposed=transposed)
     if form is Lookup:
         return StoredTable(stored, rows)
@@ -149,6 +155,13 @@ def _fits_four_bits(module: nn.Module, stored: Stored, rows: Rows) -> bool:
 
 def _multiplies_integers(module: nn.Module) -> bool:
     return INPUT in module._modules and not isinstance(module, nn.RNNBase)  # noqa: SLF001
+
+
+def _overflows(module: nn.Module, stored: Stored) -> bool:
+    if not _multiplies_integers(module) or stored.grid is None:
+        return False
+    of_input: StoredInput = module.get_submodule(INPUT)  # type: ignore[assignment]
+    return stored.grid.bits + of_input.grid.bits > _HALF_OF_A_SUM
 
 
 def _is_recurrent(module: nn.Module) -> bool:

@@ -100,7 +100,7 @@ class StoredGates(nn.Module):
 
 
 class DenseWeight(nn.Module):
-    """A weight that is no grid of numbers times a scale: as it is, in float32.
+    """A weight that is no grid of numbers times a scale, or too small to be one: as it is, in float32.
 
     Args:
         stored: rows.

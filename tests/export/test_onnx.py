@@ -191,10 +191,10 @@ def test_a_convolution_whose_output_stays_a_number_is_a_constant_when_it_runs(tm
 
 
 class Reader(nn.Module):
-    def __init__(self, kind, **settings):
+    def __init__(self, kind, size=6, **settings):
         super().__init__()
         self.words = nn.Embedding(20, 8)
-        self.reader = kind(8, 6, **settings)
+        self.reader = kind(8, size, **settings)
         self.batch_first = settings.get("batch_first", False)
 
     def forward(self, ids):
@@ -210,6 +210,7 @@ READERS = {
     "gated": (nn.GRU, {"bidirectional": True}, {"weight_bits": 4, "activation_bits": None}),
     "plain": (nn.RNN, {"batch_first": True}, {"weight_granularity": "per_tensor"}),
     "rectified": (nn.RNN, {"nonlinearity": "relu"}, {"weight_granularity": "per_group", "group_size": 2}),
+    "of one number": (nn.RNN, {"size": 1}, {}),
 }
 
 
@@ -221,7 +222,7 @@ def test_recurrent_layers_at_any_length(quantize, tmp_path):
         if quantize:
             quantize_(model, IDS, include="*", **READERS[name][2])
     path = exported(Several(models).eval(), IDS, tmp_path)
-    assert [len(nodes(path, kind)) for kind in ("LSTM", "GRU", "RNN")] == [3, 1, 2]
+    assert [len(nodes(path, kind)) for kind in ("LSTM", "GRU", "RNN")] == [3, 1, 3]
     for ids in (IDS, torch.arange(14).view(2, 7)):
         outputs = run_all(path, ids)
         for name, model in models.items():

@@ -8,6 +8,7 @@ from torch import nn
 from lightning_compress.core import CompressionError
 from lightning_compress.export import ExportReport, Parity, export, exporting
 from lightning_compress.export.parity import compare, complaint
+from lightning_compress.export.processor import adds_in_16_bits
 from tests.quantization.quantized import mlp, quantize_, random
 
 VECTORS = random(8, 64)
@@ -91,7 +92,7 @@ def test_one_prediction_among_few_may_be_a_tie():
 
 def test_a_file_is_compared_on_the_sample_and_on_further_batches_and_the_report_logged(tmp_path, caplog):
     model = mlp()
-    quantize_(model, VECTORS)
+    quantize_(model, VECTORS, weight_bits=7)  # which no processor computes otherwise
     with caplog.at_level(logging.INFO, "lightning_compress"):
         report = export(model, tmp_path / "model.onnx", VECTORS, batches=[random(5, 64), random(3, 64)])
     torch_itself, onnxruntime, *others = report.parity
@@ -111,6 +112,35 @@ def test_a_file_that_is_off_is_written_with_a_warning(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match=r"model.onnx in ONNX Runtime 0: .* of 8 predictions differ"):
         export(mlp(), tmp_path / "model.onnx", VECTORS)
     assert (tmp_path / "model.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [({}, r"differ; this processor has no VNNI .* weight_bits=7"), ({"weight_bits": 7}, r"differ\.$")],
+)
+def test_on_a_processor_that_adds_in_16_bits_the_warning_says_why(settings, why, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "runtimes", lambda path: [("ONNX Runtime 0", returns(random(8, 3).numpy()))])
+    monkeypatch.setattr(exporting, "adds_in_16_bits", lambda: True)
+    model = mlp()
+    quantize_(model, VECTORS, **settings)
+    with pytest.warns(UserWarning, match=why):
+        export(model, tmp_path / "model.onnx", VECTORS)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "found"),
+    [
+        ({"architecture": "x86_64", "avx2": True, "avx512_vnni": False}, True),
+        ({"architecture": "x86_64", "avx512_vnni": True}, False),
+        ({"architecture": "x86_64", "avx_vnni": True}, False),
+        ({"architecture": "aarch64"}, False),
+    ],
+)
+def test_processors(capabilities, found, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    adds_in_16_bits.cache_clear()
+    assert adds_in_16_bits() == found
+    adds_in_16_bits.cache_clear()
 
 
 def test_a_model_that_gives_no_numbers_is_written_with_a_warning(tmp_path):
