@@ -31,6 +31,7 @@ from lightning_compress.callbacks.order import refuse_shared_targets
 from lightning_compress.callbacks.state import RunState, load_method, restored, warn_of_changes
 from lightning_compress.callbacks.strategies import refuse_lonely_skips, refuse_lost_hooks
 from lightning_compress.core import CompressionError, Target
+from lightning_compress.core.flat import mark_
 from lightning_compress.core.gathering import reshard, sharding_modules
 from lightning_compress.core.hooks import untraced
 
@@ -190,6 +191,7 @@ class CompressionCallback(AttachedCallback):
         """Take over what the model that is to be evaluated needs beside its weights, from a checkpoint or the fit."""
         if self.run is not None or trainer.state.fn == TrainerFn.FITTING:
             return
+        mark_(trainer.strategy.model or pl_module)
         if self._handover.peek() is not None:
             self._take_over(trainer, pl_module)
         elif self.outlives_fit:

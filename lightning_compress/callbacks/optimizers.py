@@ -94,13 +94,16 @@ def skipped_by_scaler(optimizer: Optimizer) -> bool:
 def has_gradients(optimizer: Optimizer, owned: Sequence[Target]) -> bool:
     """Whether there is any gradient: after a ``training_step`` that returned ``None`` an optimizer steps without.
 
-    A flattened parameter of which nothing is here never has one; the optimizer's others tell then.
+    A flattened parameter of which nothing is here never has one. Then the optimizer's others tell, and if none of them
+    is here either, there was one: where parameters are flattened, Lightning refuses to go on without.
     """
     parameters = [target.parameter for target in owned]
+    trained = [one for one in trained_by(optimizer) if one.requires_grad]
     if any(parameter.grad is not None for parameter in parameters):
         return True
-    are_elsewhere = any(local(parameter).numel() == 0 for parameter in parameters)
-    return are_elsewhere and any(parameter.grad is not None for parameter in trained_by(optimizer))
+    if all(local(parameter).numel() > 0 for parameter in parameters):
+        return False
+    return any(one.grad is not None for one in trained) or all(local(one).numel() == 0 for one in trained)
 
 
 def with_gradients(optimizer: Optimizer, owned: list[int], targets: Sequence[Target]) -> Iterator[list[int]]:

@@ -13,6 +13,7 @@ from torch import nn
 from lightning_compress.callbacks import hooks
 from lightning_compress.core import CheckpointError, ConfigurationError
 from lightning_compress.core.copies import uncompile_
+from lightning_compress.core.gathering import is_wrapped
 from lightning_compress.core.layout import Layout, local
 from lightning_compress.core.sharded_state import part_of
 from lightning_compress.core.targets import plain_name
@@ -85,6 +86,11 @@ class StudentCopies:
             known = self._copies.get(name) if is_known else None
             if known is None or _differ(known, model):
                 self._are_new = True
+                if is_wrapped(model):
+                    raise ConfigurationError(
+                        f"teacher={name!r} needs a copy of {type(model).__name__}, whose modules are wrapped already: "
+                        "build them in __init__, let FSDPStrategy(auto_wrap_policy=...) wrap them, or give a teacher=."
+                    )
                 copied = _twin(known, model) if is_spread(model) else copy.deepcopy(model)
                 uncompile_(vars(copied))  # or it would compute with the student's weights
                 copied.requires_grad_(False).eval()  # noqa: FBT003 (positional only)
@@ -123,7 +129,13 @@ def _load(average: nn.Module, state: Mapping[str, Any]) -> None:
 
 
 def _differ(known: nn.Module, model: nn.Module) -> bool:
-    return known.state_dict().keys() != model.state_dict().keys() or is_spread(known) != is_spread(model)
+    if _names(known) != _names(model):
+        return True
+    return not is_wrapped(model) and is_spread(known) != is_spread(model)  # of what is wrapped the copy stays whole
+
+
+def _names(model: nn.Module) -> set[str]:
+    return {plain_name(name) for name, _ in (*model.named_parameters(), *model.named_buffers())}
 
 
 def _twin(known: nn.Module | None, model: Any) -> nn.Module:

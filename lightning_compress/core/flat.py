@@ -37,6 +37,10 @@ class Piece:
     mesh: DeviceMesh
     wrapper: Any
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Nothing: in another process it would say nothing, and its wrapper cannot be pickled."""
+        return type(None), ()
+
     @property
     def is_alone(self) -> bool:
         """Whether the parameter is this process's part of it now, and not gathered."""

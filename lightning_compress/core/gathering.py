@@ -22,6 +22,11 @@ def _gathers(module: nn.Module) -> bool:
     return hasattr(type(module), "reshard")  # of the class: a module may have anything of that name
 
 
+def is_wrapped(model: nn.Module) -> bool:
+    """Whether some of a model, or all, is inside of a ``FullyShardedDataParallel``."""
+    return any(map(flat.is_wrapper, sharding_modules(model))) or any(map(flat.is_wrapper, model.modules()))
+
+
 def reshard(modules: Iterable[Any]) -> None:
     """Have each process hold its part again.
 

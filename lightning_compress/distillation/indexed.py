@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,10 +33,9 @@ class IndexedBatch:
 
     batch: Any
     indices: Tensor
-    on_host: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.on_host = self.indices
+        self.on_host = self.indices.cpu()  # no field: FSDP builds a dataclass anew from all that it has
 
     def pin_memory(self) -> IndexedBatch:
         """The same in page-locked memory; a ``DataLoader`` calls it."""

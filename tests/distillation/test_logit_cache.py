@@ -1,5 +1,6 @@
 """The judge is the teacher, asked live."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -278,6 +279,7 @@ def test_the_batch_moves_and_the_indices_on_the_host_stay():
     assert moved.batch["x"].is_meta
     assert moved.indices.is_meta
     assert moved.on_host.tolist() == [4, 7]
+    assert dataclasses.replace(batch, batch=0).on_host.tolist() == [4, 7]  # as FullyShardedDataParallel does
     assert pl.utilities.data.extract_batch_size(moved) == 2
 
 

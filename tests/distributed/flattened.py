@@ -1,5 +1,6 @@
 """Run by test_flattened.py: fits under FSDPStrategy in worlds of 2, 1 and 4 processes, written into a folder."""
 
+import pickle
 import sys
 import warnings
 from pathlib import Path
@@ -25,6 +26,7 @@ from tests.distributed.worlds import run_world
 
 AT_ONCE = {"auto_wrap_policy": None}  # all parameters in one flat tensor
 FOLDER = {"folder": True}
+HALFWAY = {"include": "network.2.weight"}
 
 
 def pruning(**settings):
@@ -35,12 +37,24 @@ def both():
     return [pruning(), *quantizing(**LEARNED)]
 
 
+def pruned_at_once():
+    return [GradualPruning(0.5, schedule="constant", start=0, end=1, criterion="magnitude")]
+
+
 class Wrapped(Uneven):
     """By the user."""
 
     def configure_model(self):
         if not sharding_modules(self):
             self.network, self.head = wrap(self.network), wrap(self.head)
+
+
+class TopOnly(Uneven):
+    """All that one process holds is frozen."""
+
+    def __init__(self):
+        super().__init__()
+        self.network[0].requires_grad_(False)
 
 
 class OnMeta(Uneven):
@@ -55,6 +69,15 @@ class OnMeta(Uneven):
             with torch.device("meta"):
                 model = Uneven()
             self.network, self.head = model.network, model.head
+
+
+class WrappedLate(OnMeta):
+    """What is built late, by the user."""
+
+    def configure_model(self):
+        if self.network is None:
+            model = Uneven()
+            self.network, self.head = wrap(model.network), wrap(model.head)
 
 
 class Overflows(Uneven):
@@ -98,7 +121,10 @@ FITS = {  # the model, the callbacks, how the strategy flattens, settings of the
     "gathered for long": (Uneven, both, {"sharding_strategy": "SHARD_GRAD_OP"}, {}),
     "whole": (Uneven, both, {"sharding_strategy": "NO_SHARD"}, {}),
     "computed again": (Uneven, both, {"activation_checkpointing_policy": {nn.Linear}}, {}),
-    "by the user": (Wrapped, both, AT_ONCE, {}),
+    "by the user": (Wrapped, lambda: [KnowledgeDistillation(["self", "ema"]), *both()], AT_ONCE, {}),
+    "top": (TopOnly, lambda: [pruning(**HALFWAY), *quantizing(**LEARNED, **HALFWAY)], AT_ONCE, {}),
+    "elsewhere": (Uneven, lambda: [pruning(include="network.0.weight"), *quantizing()], AT_ONCE, {}),  # of one process
+    "before the first step": (Uneven, pruned_at_once, AT_ONCE, {"num_sanity_val_steps": 1}),
     "half": (Uneven, both, {}, {"precision": "bf16-true"}),
     "accumulated": (Uneven, both, AT_ONCE, {"accumulate_grad_batches": 2}),
 }
@@ -173,6 +199,14 @@ def others(folder):
     model, result["the same again"] = again(callbacks, callbacks, strategy)
     result["others again"] = again([counts], both(), strategy)[1]
     result["counts"] = counts.found
+    read = trainer(*FITS["lsq"][1](), **strategy())
+    result["read"] = read.validate(Uneven(), loader(8, shuffle=False), folder / "lsq.ckpt", verbose=False)
+    late = [KnowledgeDistillation("self")]
+    result["wrapped late"] = message_of(fit, WrappedLate(), late, **strategy(**AT_ONCE))
+    whole = Uneven()
+    fit(whole, both(), **strategy(**AT_ONCE))
+    whole.trainer = None
+    result["pickled"] = message_of(pickle.dumps, whole)
     wide = Wide()
     fit(wide, quantizing(**LEARNED), **strategy())
     result["kept"] = wide.kept

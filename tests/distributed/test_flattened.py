@@ -73,6 +73,12 @@ def test_what_is_validated_after_the_fit_is_quantized(results):
     assert load(results / "lsq, whole run.pt")["tested"] == [quantized]
 
 
+def test_a_checkpoint_is_evaluated_with_its_ranges(results):
+    path, expected = results / "lsq.ckpt", trainer(*FITS["lsq"][1]())
+    found = expected.validate(Uneven(), loader(8, shuffle=False), path, verbose=False)
+    assert load(results / "others 0.pt")["read"] == found
+
+
 def test_a_model_that_was_built_without_memory(results):
     found = load(results / "others 0.pt")["meta"]
     assert all(weight.isfinite().all() for weight in found["weights"].values())
@@ -109,6 +115,10 @@ def test_what_cannot_work_is_refused_on_every_process(results, rank):
     assert others["fused"].startswith("ConfigurationError: GradualPruning does not work with a fused optimizer under F")
     assert others["one vector"].startswith("ConfigurationError: GradualPruning does not work under FSDPStrategy(use_or")
     assert others["folded apart"].startswith("ConfigurationError: QuantizationAwareTraining(fold_batchnorm=True) does")
+    assert others["wrapped late"].startswith(
+        "ConfigurationError: teacher='self' needs a copy of WrappedLate, whose mod"
+    )
+    assert others["pickled"] == "nothing"
     assert others["exported"].startswith("CompressionError: network.0.weight is spread over processes, and the w")
 
 
