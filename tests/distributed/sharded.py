@@ -15,7 +15,8 @@ def compare_masks(folder, *ways):
     """What is not the same as on one process, by way of sharding; on the last rank, whose parts may be empty."""
     for name in ways:
         shard, cut = getattr(sharded_masks, name), name in ("tensor_parallel", "two_dimensional")
-        some = sharded_masks.SOME if torch.distributed.get_world_size() > 2 or name == "partly" else sharded_masks.CASES
+        few = torch.distributed.get_world_size() > 2 or name in ("partly", "flattened")
+        some = sharded_masks.SOME if few else sharded_masks.CASES
         found = sharded_masks.differences(shard, sharded_masks.CUT_FOR_GOOD if cut else some, even=cut)
         if not cut:
             found |= sharded_masks.unpruned_zeros(shard)
