@@ -73,7 +73,7 @@ def mark_(model: nn.Module) -> None:
 
             meshes[group] = DeviceMesh.from_group(group, handle.device.type)
         # Behind some parameters there are numbers that only align the next one.
-        offsets = zip(handle._get_flat_param_offsets(), flat._is_padding_mask, strict=False)
+        offsets = zip(handle._get_flat_param_offsets(), flat._is_padding_mask, strict=True)
         begins = [begin for (begin, _), is_padding in offsets if not is_padding]
         share = flat._sharded_size.numel()
         for parameter, shape, begin in zip(flat._params, flat._shapes, begins, strict=True):
