@@ -33,6 +33,7 @@ class Parity:
         runtime: its name, version and the precision of what is not quantized.
         largest_difference: of the first output, as a share of its range (largest less smallest number); infinite where
             one of the two is not a number.
+        median_difference: likewise, but half of the predictions differ by no more: the largest alone tells of one.
         equal: share of equal predictions, the places of the largest number along the last dimension; ``None`` where
             that dimension has one number.
         predictions: how many there were.
@@ -40,6 +41,7 @@ class Parity:
 
     runtime: str
     largest_difference: float
+    median_difference: float
     equal: float | None
     predictions: int
 
@@ -80,20 +82,23 @@ def compare(runtime: str, run: Run, feeds: Sequence[Mapping[str, Array]], refere
     Raises:
         CompressionError: the runtime fails, or gives another shape.
     """
-    difference, low, high, equal, predictions = 0.0, np.inf, -np.inf, 0, 0
+    low, high, equal, predictions = np.inf, -np.inf, 0, 0
+    differences = [np.zeros(0)]
     for feed, reference in zip(feeds, references, strict=True):
         output, expected = _output(runtime, run, feed, reference), np.asarray(reference, np.float64)
         with np.errstate(invalid="ignore"):
             gaps = np.where(output == expected, 0.0, np.abs(output - expected))
-        difference = max(difference, float(np.nan_to_num(gaps, nan=np.inf).max(initial=0.0)))
+        differences.append(np.atleast_1d(np.nan_to_num(gaps, nan=np.inf)).max(-1, initial=0.0).ravel())
         finite = expected[np.isfinite(expected)]
         low, high = float(finite.min(initial=low)), float(finite.max(initial=high))
         if expected.ndim and expected.shape[-1] > 1:
             same = (output.argmax(-1) == expected.argmax(-1)) & ~(np.isnan(output) | np.isnan(expected)).any(-1)
             equal, predictions = equal + int(same.sum()), predictions + same.size
-    extent = high - low if high > low else max(abs(high), _SMALLEST)  # a single number has no range
-    share = difference / extent if np.isfinite(difference) else np.inf
-    return Parity(runtime, share, equal / predictions if predictions else None, predictions)
+    if not high > low:  # a single number has no range
+        low, high = 0.0, max(abs(high), _SMALLEST) if np.isfinite(high) else 1.0
+    shares = np.concatenate(differences) / (high - low)
+    largest, median = float(shares.max(initial=0.0)), float(np.median(shares)) if shares.size else 0.0
+    return Parity(runtime, largest, median, equal / predictions if predictions else None, predictions)
 
 
 def _output(runtime: str, run: Run, feed: Mapping[str, Array], reference: Array) -> Array:

@@ -38,7 +38,7 @@ class ExportReport:
             lines.append("  nothing is quantized; after ddp_spawn call QuantizationAwareTraining.attach_(model) first")
         if self.parity:
             width = max(len(entry.runtime) for entry in self.parity)
-            lines.append(f"  {'beside torch':{width}}  largest difference  equal predictions")
+            lines.append(f"  {'beside torch':{width}}  largest difference  median  equal predictions")
             lines += [f"  {entry.runtime:{width}}  {_figures(entry)}" for entry in self.parity]
         return "\n".join(lines)
 
@@ -46,4 +46,5 @@ class ExportReport:
 def _figures(entry: Parity) -> str:
     equal = "none made" if entry.equal is None else f"{entry.equal:.2%} of {entry.predictions}"
     difference = f"{entry.largest_difference:.2%} of range" if isfinite(entry.largest_difference) else "not finite"
-    return f"{difference:18}  {equal}"
+    median = f"{entry.median_difference:.2%}" if isfinite(entry.median_difference) else "-"
+    return f"{difference:18}  {median:6}  {equal}"

@@ -25,6 +25,7 @@ def test_difference_and_predictions_over_all_batches():
     off = np.array([[0.0, 1.0], [2.5, 2.0]])
     parity = compare("some runtime", returns(off, second), [{}, {}], [first, second])
     assert parity.largest_difference == pytest.approx(3.0 / 10.0)
+    assert parity.median_difference == 0.0  # of three predictions one differs
     assert (parity.equal, parity.predictions) == (pytest.approx(2 / 3), 3)
 
 
@@ -38,7 +39,9 @@ def test_a_single_number_is_no_prediction(shape):
     numbers = np.full(shape, 2.0, np.float32)
     parity = compare("some runtime", returns(numbers + 0.5), [{}], [numbers])
     assert parity.equal is None or shape == (4,)
-    assert parity.largest_difference == pytest.approx(0.25)  # of the number itself, which has no range
+    assert (
+        parity.largest_difference == parity.median_difference == pytest.approx(0.25)
+    )  # of the number itself, which has no range
 
 
 def test_what_is_not_a_number_is_as_far_off_as_can_be_and_infinities_may_agree():
@@ -48,6 +51,9 @@ def test_what_is_not_a_number_is_as_far_off_as_can_be_and_infinities_may_agree()
     assert (both.largest_difference, both.equal) == (np.inf, 0.0)
     nothing = np.full((2, 2), np.nan)
     assert compare("some runtime", returns(nothing), [{}], [nothing]).largest_difference == np.inf
+    half = np.array([[np.nan, 1.0], [0.0, 1.0], [0.5, 1.0]])
+    parity = compare("some runtime", returns(half), [{}], [np.array([[0.0, 1.0]] * 3)])
+    assert (parity.largest_difference, parity.median_difference) == (np.inf, 0.5)
     masked = np.array([[-np.inf, 0.0, 2.0]])
     assert compare("some runtime", returns(masked), [{}], [masked]).largest_difference == 0.0
 
@@ -82,12 +88,12 @@ def test_a_runtime_that_fails_or_gives_something_else():
     ],
 )
 def test_what_is_complained_about(runtime, difference, equal, own, complains):
-    assert complaint(Parity(runtime, difference, equal, 200), own) == complains
+    assert complaint(Parity(runtime, difference, 0.0, equal, 200), own) == complains
 
 
 def test_one_prediction_among_few_may_be_a_tie():
-    assert complaint(Parity("ONNX Runtime 1", 0.0, 31 / 32, 32), 0.0) is None
-    assert complaint(Parity("ONNX Runtime 1", 0.0, 30 / 32, 32), 0.0) == "6.2% of 32 predictions differ"
+    assert complaint(Parity("ONNX Runtime 1", 0.0, 0.0, 31 / 32, 32), 0.0) is None
+    assert complaint(Parity("ONNX Runtime 1", 0.0, 0.0, 30 / 32, 32), 0.0) == "6.2% of 32 predictions differ"
 
 
 def test_a_file_is_compared_on_the_sample_and_on_further_batches_and_the_report_logged(tmp_path, caplog):
@@ -151,7 +157,7 @@ def test_a_model_that_gives_no_numbers_is_written_with_a_warning(tmp_path):
     ) as caught:
         report = export(model, tmp_path / "model.onnx", VECTORS)
     assert len(caught) == len(report.parity) - 1
-    assert "not finite          0.00% of 8" in str(report)
+    assert "not finite          -       0.00% of 8" in str(report)
     assert "nan" not in str(report)
 
 
@@ -161,13 +167,16 @@ def test_without_a_check_nothing_is_run(tmp_path, monkeypatch):
 
 
 def test_a_report_reads_as_a_table(tmp_path):
-    parity = (Parity("ONNX Runtime 1.31.1", 0.0123, 0.998, 1500), Parity("OpenVINO 2026.4.1 (f32)", 0.0, None, 0))
+    parity = (
+        Parity("ONNX Runtime 1.31.1", 0.0123, 0.0004, 0.998, 1500),
+        Parity("OpenVINO 2026.4.1 (f32)", 0.0, 0.0, None, 0),
+    )
     report = ExportReport(tmp_path / "model.onnx", 23_110_218, 41, 50, {}, parity)
     assert str(report).splitlines() == [
         "model.onnx: 23.1 MB, 41 weights in eight bits or fewer, 50 quantized inputs",
-        "  beside torch             largest difference  equal predictions",
-        "  ONNX Runtime 1.31.1      1.23% of range      99.80% of 1500",
-        "  OpenVINO 2026.4.1 (f32)  0.00% of range      none made",
+        "  beside torch             largest difference  median  equal predictions",
+        "  ONNX Runtime 1.31.1      1.23% of range      0.04%   99.80% of 1500",
+        "  OpenVINO 2026.4.1 (f32)  0.00% of range      0.00%   none made",
     ]
 
 
