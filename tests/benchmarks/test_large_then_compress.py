@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import large_then_compress as benchmark
 from benchmarks import large_then_compress_scratch as scratch
+from examples import rotten_tomatoes
 from lightning_compress.recipes.results import DENSE
 
 POINTS = {DENSE, "prune 30 %", "quantize 4 bits", "prune 30 %, quantize 4 bits"}
@@ -15,6 +16,8 @@ POINTS = {DENSE, "prune 30 %", "quantize 4 bits", "prune 30 %, quantize 4 bits"}
 @pytest.fixture(autouse=True)
 def small(monkeypatch, tmp_path):
     reviews = list(islice(scratch.reviews(), 60))
+    sentences = [part[:64] for part in rotten_tomatoes.split()]  # each point has a copy of its own
+    monkeypatch.setattr(rotten_tomatoes, "split", lambda: sentences)
     monkeypatch.setattr(scratch, "reviews", lambda: reviews)
     monkeypatch.setattr(scratch, "VOCABULARY", 400)
     monkeypatch.setattr(scratch, "VALIDATION", 32)

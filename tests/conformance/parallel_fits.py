@@ -4,11 +4,8 @@ Two ranks take a half of every batch each, and the second halves are of quite an
 it writes.
 """
 
-import sys
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
@@ -217,9 +214,7 @@ def resumed_alone(folder):
         torch.save(found, folder / f"{name} from 2 to 1.pt")
 
 
-if __name__ == "__main__":
-    warnings.simplefilter("ignore")
-    results = Path(sys.argv[1])
+def main(results):
     alone(results)
     run_world(2, on_two, results)
     run_world(2, sharing, results)

@@ -11,10 +11,11 @@ import torch
 from pytorch_lightning.strategies import SingleDeviceStrategy
 
 from lightning_compress import GradualPruning
+from tests.conformance import parallel_fits
 from tests.conformance.interruption import KilledError
 from tests.conformance.parallel_fits import ROWS, SAVED_AT, Student, flat
 from tests.conformance.tiny import WEIGHTS, WINDOW, fit
-from tests.distributed.once import once, run_script
+from tests.distributed.once import once, run_in_a_fork
 
 ALIKE = [name for name, row in ROWS.items() if not row.differs]
 DIFFERENT = [name for name, row in ROWS.items() if row.differs]
@@ -28,7 +29,7 @@ def results(tmp_path_factory):
 
 
 def train_all(folder):
-    run_script("tests/conformance/parallel_fits.py", folder)
+    run_in_a_fork(parallel_fits.main, folder)
 
 
 @lru_cache(None)

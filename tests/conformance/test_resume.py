@@ -1,5 +1,7 @@
 """A run killed anywhere and resumed with fresh objects ends bitwise equal to the one that was not."""
 
+from functools import cache
+
 import lightning.pytorch
 import pytest
 import torch
@@ -15,30 +17,37 @@ from tests.conformance.tiny import UPDATES, WINDOW, Tiny, TinyOfLightning, recor
 POINTS = [1, 2, 4, 5, 8, 11]
 
 
+def with_average(case):
+    return case.make(**WINDOW), EMAWeightAveraging(decay=0.8)
+
+
+@cache
+def uninterrupted(case, callbacks=lambda case: [case.make(**WINDOW)]):
+    return everything(run_to_the_end(Tiny(), *callbacks(case)))
+
+
 @pytest.mark.parametrize("point", POINTS)
 def test_resumed_run_equals_the_uninterrupted_one(case, point, tmp_path):
-    whole = everything(run_to_the_end(Tiny(), case.make(**WINDOW)))
     path = run_until(point, tmp_path, Tiny(), case.make(**WINDOW))
     callback = case.make(**WINDOW)
     updates = record_updates(callback)
     resumed = run_to_the_end(Tiny(), callback, ckpt_path=path)
-    assert_bitwise_equal(everything(resumed), whole)
+    assert_bitwise_equal(everything(resumed), uninterrupted(case))
     assert updates == [step for step in case.updates(UPDATES) if step > point]
     assert case.holds(resumed.lightning_module)
 
 
 def test_resumed_twice(case, tmp_path):
-    whole = everything(run_to_the_end(Tiny(), case.make(**WINDOW)))
     first = run_until(3, tmp_path, Tiny(), case.make(**WINDOW))
     second = run_until(7, tmp_path, Tiny(), case.make(**WINDOW), ckpt_path=first)
-    assert_bitwise_equal(everything(run_to_the_end(Tiny(), case.make(**WINDOW), ckpt_path=second)), whole)
+    resumed = run_to_the_end(Tiny(), case.make(**WINDOW), ckpt_path=second)
+    assert_bitwise_equal(everything(resumed), uninterrupted(case))
 
 
 def test_resumed_with_the_objects_that_were_killed(case, tmp_path):
-    whole = everything(run_to_the_end(Tiny(), case.make(**WINDOW)))
     model, callback = Tiny(), case.make(**WINDOW)
     path = run_until(6, tmp_path, model, callback)
-    assert_bitwise_equal(everything(run_to_the_end(model, callback, ckpt_path=path)), whole)
+    assert_bitwise_equal(everything(run_to_the_end(model, callback, ckpt_path=path)), uninterrupted(case))
 
 
 def test_window_in_shares_under_manual_optimization(case, tmp_path):
@@ -68,13 +77,9 @@ def test_gradient_scaler(case, tmp_path):
 
 @pytest.mark.parametrize("point", [4, 11])
 def test_averaged_weights(case, point, tmp_path):
-    def callbacks():
-        return case.make(**WINDOW), EMAWeightAveraging(decay=0.8)
-
-    whole = everything(run_to_the_end(Tiny(), *callbacks()))
-    path = run_until(point, tmp_path, Tiny(), *callbacks())
-    resumed = run_to_the_end(Tiny(), *callbacks(), ckpt_path=path)
-    assert_bitwise_equal(everything(resumed), whole)
+    path = run_until(point, tmp_path, Tiny(), *with_average(case))
+    resumed = run_to_the_end(Tiny(), *with_average(case), ckpt_path=path)
+    assert_bitwise_equal(everything(resumed), uninterrupted(case, with_average))
     assert case.holds(resumed.lightning_module)
 
 

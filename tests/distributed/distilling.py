@@ -1,11 +1,6 @@
-"""Students that are distilled on several processes, and what each rank then writes; test_distillation_*.py read it.
-
-As a script: ``distilling.py MODE FOLDER``, with a mode of those below.
-"""
+"""Students that are distilled on several processes, and what each rank then writes; test_distillation_*.py read it."""
 
 import os
-import sys
-from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
@@ -28,9 +23,11 @@ from lightning_compress.distillation import (
     Peer,
     SoftTargets,
 )
-from tests.distributed.once import run_script
+from tests.distributed.worlds import run_world
 
-RANK = int(os.environ.get("LOCAL_RANK", "0"))
+
+def own_rank():
+    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def data(unlabelled=False):
@@ -43,7 +40,7 @@ def data(unlabelled=False):
 def shares(ranks, unlabelled=False):
     """A rank's share of each batch of eight, always in the same order: Lightning's own sampler shuffles."""
     chosen = data(unlabelled)
-    sampler = DistributedSampler(chosen, ranks, RANK, shuffle=False)
+    sampler = DistributedSampler(chosen, ranks, own_rank(), shuffle=False)
     return DataLoader(chosen, batch_size=8 // ranks, sampler=sampler)
 
 
@@ -196,13 +193,13 @@ class AfterFirstEpoch(ModelCheckpoint):
             super().on_train_epoch_end(trainer, pl_module)
 
 
-def ddp():
+def ddp(folder):
     settings = {"strategy": "ddp", "devices": 2}
     for name, make in (MEANS | OTHERS).items():
-        saving = [AfterFirstEpoch(FOLDER / f"{name}.ckpt")] if name in RESUMED else []
+        saving = [AfterFirstEpoch(folder / f"{name}.ckpt")] if name in RESUMED else []
         yield name, one_run(make(), *saving, **settings)
     for name in RESUMED:
-        yield f"{name} resumed", one_run(MEANS[name](), ckpt_path=FOLDER / f"{name}.ckpt", **settings)
+        yield f"{name} resumed", one_run(MEANS[name](), ckpt_path=folder / f"{name}.ckpt", **settings)
     brought = DistillationModule(Student(), teacher())
     yield "module", one_run(brought.knowledge_distillation, module=brought, **settings)
     yield "shuffled", one_run(MEANS["projection"](), batches=DataLoader(data(), batch_size=4), **settings)
@@ -210,7 +207,7 @@ def ddp():
     yield "unlabelled on one rank", one_run(early, unlabelled=True, **settings)
     for name, one in (("ema", "ema"), ("peer", Peer(teacher(norm=True)))):
         yield f"{name} with statistics", one_run(KnowledgeDistillation(one), module=Student(norm=True), **settings)
-    cache = LogitCache(FOLDER / "cache", data(), teacher(), dtype="float32")
+    cache = LogitCache(folder / "cache", data(), teacher(), dtype="float32")
     cache.fill(DataLoader(data(), batch_size=3))  # both ranks at once
     for name, batches in (("cache", shares(2)), ("shuffled cache", DataLoader(data(), batch_size=4))):
         yield name, one_run(KnowledgeDistillation(cache), batches=cache.loader(batches), **settings)
@@ -220,12 +217,12 @@ def strategy(in_parts=False, processes=2):
     return ModelParallelStrategy(processes, 1, save_distributed_checkpoint=in_parts)
 
 
-def sharded():
+def sharded(folder):
     for name, make in (MEANS | OTHERS).items():
-        saving = [AfterFirstEpoch(FOLDER / f"{name}.ckpt")] if name in RESUMED else []
+        saving = [AfterFirstEpoch(folder / f"{name}.ckpt")] if name in RESUMED else []
         yield name, one_run(make(), *saving, module=Student(sharded=True), strategy=strategy(), devices=2)
     for name in RESUMED:
-        again = {"strategy": strategy(), "devices": 2, "ckpt_path": FOLDER / f"{name}.ckpt"}
+        again = {"strategy": strategy(), "devices": 2, "ckpt_path": folder / f"{name}.ckpt"}
         yield f"{name} resumed", one_run(MEANS[name](), module=Student(sharded=True), **again)
     for name in ("soft targets", "projection"):
         callback = MEANS[name]()
@@ -236,7 +233,7 @@ def sharded():
     yield "projection in one", one_run(callback, ShardTeacher(callback.teacher, in_one=True), **settings)
     for name, student in LATE.items():
         settings = {"strategy": strategy(in_parts=True), "devices": 2}
-        path = FOLDER / f"{name} in parts"
+        path = folder / f"{name} in parts"
         yield f"{name} late", one_run(MEANS[name](), AfterFirstEpoch(path), module=student(sharded=True), **settings)
         again = {"strategy": strategy(in_parts=True), "devices": 2, "ckpt_path": f"{path}.ckpt"}
         yield f"{name} late resumed", one_run(MEANS[name](), module=student(sharded=True), **again)
@@ -247,23 +244,23 @@ def sharded():
     yield "unlabelled on one rank", one_run(early, unlabelled=True, **settings)
 
 
-def alone():
+def alone(folder):
     for name, student in LATE.items():
         settings = {"strategy": strategy(in_parts=True, processes=1), "devices": 1}
-        path = FOLDER / f"{name} in parts.ckpt"
+        path = folder / f"{name} in parts.ckpt"
         yield f"{name} alone", one_run(MEANS[name](), module=student(sharded=True), ckpt_path=path, **settings)
 
 
-MODES = {"ddp": ddp, "sharded": sharded, "alone": alone}
+def write(found_by, folder):
+    for name, found in found_by(folder):
+        torch.save(found, folder / f"{name}-{own_rank()}.pt")
 
 
-def launched(mode, folder, **environment):
-    """The folder into which the ranks of one launch have written."""
-    run_script("tests/distributed/distilling.py", mode, folder, **environment)
-    return folder
+def on_two(folder):
+    run_world(2, write, ddp, folder)
 
 
-if __name__ == "__main__":
-    mode, FOLDER = sys.argv[1], Path(sys.argv[2])
-    for name, found in MODES[mode]():
-        torch.save(found, FOLDER / f"{name}-{RANK}.pt")
+def on_two_that_share_weights(folder):
+    """And then on one that goes on."""
+    run_world(2, write, sharded, folder)
+    run_world(1, write, alone, folder)

@@ -1,9 +1,7 @@
 """Run by test_flattened.py: fits under FSDPStrategy in worlds of 2, 1 and 4 processes, written into a folder."""
 
 import pickle
-import sys
 import warnings
-from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
@@ -219,9 +217,7 @@ def others(folder):
     torch.save(result, folder / f"others {rank}.pt")
 
 
-if __name__ == "__main__":
-    warnings.simplefilter("ignore")
-    results = Path(sys.argv[1])
+def main(results):
     run_world(2, train_and_save, results)
     for worlds in (2, 1, 4):
         run_world(worlds, go_on, results)

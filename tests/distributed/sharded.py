@@ -1,9 +1,6 @@
 """Run by test_sharded_pruning.py: worlds of 2, 1 and 4 processes, which write what they find into a folder."""
 
 import json
-import sys
-import warnings
-from pathlib import Path
 
 import torch
 
@@ -24,9 +21,7 @@ def compare_masks(folder, *ways):
             (folder / f"{name}.json").write_text(json.dumps(found))
 
 
-if __name__ == "__main__":
-    warnings.simplefilter("ignore")
-    results = Path(sys.argv[1])
+def main(results):
     run_world(2, compare_masks, results, "by_layer", "partly", "tensor_parallel", "flattened")
     run_world(4, compare_masks, results, "two_dimensional", "hybrid", "flattened_hybrid")
     run_world(2, sharded_fits.train_and_save, results)

@@ -4,9 +4,9 @@ from functools import partial
 
 import pytest
 
-from tests.distributed.distilling import MEANS, OTHERS, RESUMED, Student, launched, one_run
+from tests.distributed.distilling import MEANS, OTHERS, RESUMED, Student, on_two, one_run
 from tests.distributed.judging import BANKS, assert_close, assert_equal, both
-from tests.distributed.once import once
+from tests.distributed.once import once, run_in_a_fork
 
 ALL = (
     *MEANS,
@@ -22,7 +22,7 @@ ALL = (
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return once(tmp_path_factory, "distillation_ddp", partial(launched, "ddp"))
+    return once(tmp_path_factory, "distillation_ddp", partial(run_in_a_fork, on_two))
 
 
 def test_ranks_end_alike_bit_for_bit(folder):

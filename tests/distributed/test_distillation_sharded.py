@@ -9,9 +9,19 @@ from torch.distributed.fsdp import fully_shard
 
 from lightning_compress import ConfigurationError, KnowledgeDistillation
 from lightning_compress.distillation import LogitCache, Peer
-from tests.distributed.distilling import LATE, MEANS, OTHERS, RESUMED, Student, data, launched, one_run, teacher
+from tests.distributed.distilling import (
+    LATE,
+    MEANS,
+    OTHERS,
+    RESUMED,
+    Student,
+    data,
+    on_two_that_share_weights,
+    one_run,
+    teacher,
+)
 from tests.distributed.judging import BANKS, assert_close, assert_equal, both
-from tests.distributed.once import once
+from tests.distributed.once import once, run_in_a_fork
 
 SHARDED_TEACHERS = ("soft targets", "projection")
 ALL = (
@@ -26,7 +36,7 @@ ALL = (
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return once(tmp_path_factory, "distillation_sharded", partial(launched, "sharded"))
+    return once(tmp_path_factory, "distillation_sharded", partial(run_in_a_fork, on_two_that_share_weights))
 
 
 def after_one_epoch(found):
@@ -72,7 +82,6 @@ def test_a_checkpoint_in_one_file_resumes_on_one_process_that_shards_nothing(fol
 
 
 def test_a_checkpoint_in_parts_resumes_on_one_process(folder):
-    launched("alone", folder)
     for name in LATE:
         found = torch.load(folder / f"{name} alone-0.pt", weights_only=True)
         assert_close(found, after_one_epoch(both(folder, f"{name} late")[0]), name)

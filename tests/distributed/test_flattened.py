@@ -7,8 +7,9 @@ import torch
 
 from lightning_compress import load_from_checkpoint
 from tests.conformance.tiny import loader, trainer
+from tests.distributed import flattened
 from tests.distributed.flattened import FITS, SAVED, Overflows, again, both
-from tests.distributed.once import once, run_script
+from tests.distributed.once import once, run_in_a_fork
 from tests.distributed.sharded_fits import Uneven
 from tests.distributed.sharded_fits import scaled as scaled_on_one
 from tests.distributed.sharded_quantization import Convolutional, fit, quantizing, ranges
@@ -25,7 +26,7 @@ def results(tmp_path_factory):
 
 
 def run_worlds(folder):
-    run_script("tests/distributed/flattened.py", folder)
+    run_in_a_fork(flattened.main, folder)
 
 
 @lru_cache(None)

@@ -9,7 +9,8 @@ from pytorch_lightning.callbacks import EMAWeightAveraging
 from pytorch_lightning.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
 from lightning_compress import ConfigurationError, GradualPruning
-from tests.distributed.once import once, run_script
+from tests.distributed import sharded
+from tests.distributed.once import once, run_in_a_fork
 from tests.distributed.sharded_fits import FITS, IN_ONE_FILE, OverflowsOnOne, Uneven, fit, pruning, resumed_by, scaled
 
 SIZES = (1, 2, 4)
@@ -24,7 +25,7 @@ def results(tmp_path_factory):
 
 
 def run_worlds(folder):
-    run_script("tests/distributed/sharded.py", folder)
+    run_in_a_fork(sharded.main, folder)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ from pytorch_lightning.strategies import ModelParallelStrategy
 
 from lightning_compress import ConfigurationError, QuantizationAwareTraining, load_from_checkpoint
 from tests.conformance.tiny import loader, trainer
-from tests.distributed.once import once, run_script
+from tests.distributed import sharded_qat
+from tests.distributed.once import once, run_in_a_fork
 from tests.distributed.sharded_fits import OverflowsOnOne, Uneven, scaled
 from tests.distributed.sharded_quantization import (
     FITS,
@@ -31,7 +32,7 @@ def results(tmp_path_factory):
 
 
 def run_worlds(folder):
-    run_script("tests/distributed/sharded_qat.py", folder)
+    run_in_a_fork(sharded_qat.main, folder)
 
 
 def on_one(name):

@@ -1,6 +1,6 @@
 """Runs that a SIGKILL ends at some call of a function, each in a fork of a process that has everything loaded.
 
-Run by the tests as a script: a process with one thread can be forked safely, and everything is loaded only once.
+Run by the tests in a process with one thread, which can be forked safely.
 """
 
 import json
@@ -8,10 +8,8 @@ import os
 import random
 import signal
 import sys
-import warnings
 from contextlib import nullcontext
-from functools import partial
-from pathlib import Path
+from functools import cache, partial
 
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
@@ -37,6 +35,11 @@ RUNS = ("fisher", "lsq", "projection", "all three")
 ALL_THREE = ("projection", "fisher", "int8")
 
 
+@cache
+def is_watched(path):
+    return any(part in path for part in WATCHED)
+
+
 class Killer:
     """Counts calls of watched functions, and ends the process at one of them."""
 
@@ -44,7 +47,7 @@ class Killer:
         self.at, self.calls, self.place = at, 0, ""
 
     def __call__(self, frame, event, argument):
-        if event in ("call", "return") and any(part in frame.f_code.co_filename for part in WATCHED):
+        if event in ("call", "return") and is_watched(frame.f_code.co_filename):
             self.calls += 1
             if self.calls == self.at:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -100,7 +103,7 @@ def in_a_fork(work):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def main(name, folder, seed):
+def killed_anywhere(name, folder, seed):
     """Kill a run at random calls, go on, and compare.
 
     Returns:
@@ -137,9 +140,6 @@ def main(name, folder, seed):
     return {"calls": counter.calls, "gone on": gone_on, "wrong": wrong}
 
 
-if __name__ == "__main__":
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    results = Path(sys.argv[1])
-    found = {name: main(name, results / name, seed=0) for name in RUNS}
+def main(results):
+    found = {name: killed_anywhere(name, results / name, seed=0) for name in RUNS}
     (results / "found.json").write_text(json.dumps(found))

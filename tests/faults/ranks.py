@@ -1,10 +1,7 @@
-"""Two processes under DDP, of which one is killed in the middle of an update or of a checkpoint. Run as a script."""
+"""Two processes under DDP, of which one is killed in the middle of an update or of a checkpoint."""
 
 import json
 import os
-import sys
-import warnings
-from pathlib import Path
 
 import torch
 
@@ -69,9 +66,3 @@ def main(folder):
         run_world(2, train, here)
         found[here.name] = {"codes": codes, "saved": saved}
     (folder / "found.json").write_text(json.dumps(found))
-
-
-if __name__ == "__main__":
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    main(Path(sys.argv[1]))

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from tests.distributed.once import once, run_script
+from tests.distributed.once import once, run_in_a_fork
+from tests.faults import killing
 from tests.faults.killing import POINTS, RUNS
 
 
@@ -14,7 +15,7 @@ def found(tmp_path_factory):
 
 
 def run_all(folder):
-    run_script("tests/faults/killing.py", folder)
+    run_in_a_fork(killing.main, folder)
 
 
 @pytest.mark.timeout(600)

@@ -6,7 +6,8 @@ import signal
 import pytest
 import torch
 
-from tests.distributed.once import once, run_script
+from tests.distributed.once import once, run_in_a_fork
+from tests.faults import ranks
 from tests.faults.ranks import CASES
 
 
@@ -16,7 +17,7 @@ def folder(tmp_path_factory):
 
 
 def run_all(folder):
-    run_script("tests/faults/ranks.py", folder)
+    run_in_a_fork(ranks.main, folder)
 
 
 def ends(folder):

@@ -1,9 +1,5 @@
 import json
-import os
-import subprocess
-import sys
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +10,7 @@ from torchmetrics.classification import MulticlassCalibrationError
 from lightning_compress import CompressionError, ConfigurationError
 from lightning_compress.measurement.fidelity import AnswerFidelity
 from lightning_compress.measurement.fidelity_figures import Flip, Group
+from tests.distributed.once import run_in_forks
 
 
 def answers(count=400, classes=5, seed=0):
@@ -249,36 +246,23 @@ def test_what_was_reset_in_inference_mode_goes_on_outside():
     assert metric.compute().mcc == fidelity((dense, compressed, target)).mcc
 
 
-PROCESS = """
-import json, sys
-from dataclasses import asdict
-import torch
-from lightning_compress.measurement.fidelity import AnswerFidelity
-from tests.measurement.test_fidelity import answers
-rank, folder = int(sys.argv[1]), sys.argv[2]
-torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-results = []
-for shares in ([0, 1, 0, 0], [0, 0, 0, 0]):  # unequal, and nothing at all for the second
-    metric = AnswerFidelity(5)
-    for part, some in zip(shares, torch.arange(400).split(100)):
-        if part == rank:
-            names = [f"slice {place % 3}" for place in some.tolist()]
-            metric.update(*(one[some] for one in answers()), indices=some, slices=names)
-    results.append(asdict(metric.compute()))
-open(f"{folder}/{rank}.json", "w").write(json.dumps(results))
-torch.distributed.destroy_process_group()
-"""
+def compute_on_one_of_two(rank, folder):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    results = []
+    for shares in ([0, 1, 0, 0], [0, 0, 0, 0]):  # unequal, and nothing at all for the second
+        metric = AnswerFidelity(5)
+        for part, some in zip(shares, torch.arange(400).split(100), strict=True):
+            if part == rank:
+                names = [f"slice {place % 3}" for place in some.tolist()]
+                metric.update(*(one[some] for one in answers()), indices=some, slices=names)
+        results.append(asdict(metric.compute()))
+    (folder / f"{rank}.json").write_text(json.dumps(results))
+    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_two_processes_agree_with_one(tmp_path):
-    root = Path(__file__).parents[2]
-    environment = os.environ | {"PYTHONPATH": str(root), "GLOO_SOCKET_IFNAME": "lo"}
-    commands = [[sys.executable, "-W", "ignore", "-c", PROCESS, str(rank), str(tmp_path)] for rank in range(2)]
-    running = [subprocess.Popen(one, env=environment, cwd=root, stderr=subprocess.PIPE, text=True) for one in commands]
-    for process in running:
-        _, complaints = process.communicate(timeout=120)
-        assert process.returncode == 0, complaints[-2000:]
+    run_in_forks(compute_on_one_of_two, (0, tmp_path), (1, tmp_path))
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first == second
     metric = AnswerFidelity()

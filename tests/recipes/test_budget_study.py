@@ -1,8 +1,7 @@
 """The search: as good as looking at every plan, the same whenever it is cut off, and shared by processes."""
 
-import subprocess
 import sys
-from pathlib import Path
+import time
 
 import optuna
 import pytest
@@ -12,6 +11,7 @@ from lightning_compress.recipes import budget_study
 from lightning_compress.recipes.budget_goal import Goal, starting_plans
 from lightning_compress.recipes.budget_plans import Budget
 from lightning_compress.recipes.budget_study import search
+from tests.distributed.once import run_in_forks
 from tests.recipes.test_budget_plans import every_plan, prices
 
 
@@ -97,27 +97,15 @@ def test_another_seed_tries_other_plans(tmp_path):
     assert first[-5:] != second[-5:]
 
 
-WORKER = """
-import json, sys, time
-from pathlib import Path
-from tests.recipes.test_budget_study import half, run
-folder, own = Path(sys.argv[1]), sys.argv[2]
-goal, value, asked = half(), half().value, []
-goal.value = lambda plan: asked.append(plan) or value(plan)
-(folder / own).touch()
-while not all((folder / name).exists() for name in ("one", "two")):
-    time.sleep(0.01)
-plan, done = run(folder, goal, trials=60)
-(folder / f"{own}.json").write_text(json.dumps([goal.prices.lost_by(plan), done]))
-"""
+def join_the_study(folder, own):
+    (folder / own).touch()
+    while not all((folder / name).exists() for name in ("one", "two")):
+        time.sleep(0.01)
+    run(folder, half(), trials=60)
 
 
 def test_two_processes_share_a_study(tmp_path):
-    root = Path(__file__).parents[2]
-    workers = [
-        subprocess.Popen([sys.executable, "-c", WORKER, str(tmp_path), name], cwd=root) for name in ("one", "two")
-    ]
-    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    run_in_forks(join_the_study, *((tmp_path, name) for name in ("one", "two")))
     goal, trials = half(), trials_in(tmp_path)
     own = [trial for trial in trials[len(starting_plans(goal)) :] if trial.state.name == "COMPLETE"]
     assert 60 <= len(own) <= 61  # both may begin the last one

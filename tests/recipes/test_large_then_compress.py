@@ -1,7 +1,5 @@
 import json
 import os
-import subprocess
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
@@ -16,6 +14,7 @@ import torch
 from lightning_compress import CheckpointError, CompressionError, ConfigurationError, load_compressed
 from lightning_compress.recipes import Compress, Prune, Quantize, QuantizeAware, runnable
 from lightning_compress.recipes.results import Result
+from tests.distributed.once import FORKS, start_in_a_fork
 from tests.recipes.small import Classifier, Digits, try_recipe
 
 GRID = [Prune(sparsity=[0.3, 0.6]), Quantize(bits=[8, 4])]
@@ -147,7 +146,7 @@ def test_processes_find_what_this_one_finds(whole, tmp_path):
     def local(width):  # which plain pickle could not write
         return Classifier(width)
 
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as executor:
+    with ProcessPoolExecutor(2, mp_context=FORKS) as executor:
         found = try_recipe(tmp_path / "run", build=local, compress=GRID, executor=executor)
     assert figures(found) == figures(result)
 
@@ -155,32 +154,25 @@ def test_processes_find_what_this_one_finds(whole, tmp_path):
 def test_a_cluster_finds_what_this_process_finds(whole, tmp_path):
     distributed = pytest.importorskip("distributed")
     _, result = whole
-    options = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
+    options = {"n_workers": 1, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
     with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster) as client:
         found = try_recipe(tmp_path / "run", compress=GRID, executor=client.get_executor())
     assert figures(found) == figures(result)
 
 
-KILLED = """
-import os
-import pytorch_lightning as pl
-from lightning_compress.recipes import Compress, Quantize
-from tests.recipes.small import try_recipe
-
 class Kills(pl.Callback):
     def on_train_batch_end(self, *_):
         os._exit(9)
 
-try_recipe({out!r}, compress=[Quantize(bits=[8]), Compress("kills", Kills)])
-"""
+
+def killed(out):
+    try_recipe(out, compress=[Quantize(bits=[8]), Compress("kills", Kills)])
 
 
 def test_a_killed_run_goes_on(tmp_path):
-    out, script = tmp_path / "run", tmp_path / "script.py"
-    script.write_text(KILLED.format(out=str(out)))
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    killed = subprocess.run([sys.executable, script], env=environment, capture_output=True, check=False)
-    assert killed.returncode == 9, killed.stderr.decode()
+    out = tmp_path / "run"
+    code, said = start_in_a_fork(killed, out)()
+    assert code == 9, said
     done = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name in ("checkpoint.ckpt", "result.json")}
     assert {path.parent.relative_to(out).as_posix() for path in done} == {
         f"{size}/{name}" for size in (16, 32) for name in ("dense", "quantize_8_bits")

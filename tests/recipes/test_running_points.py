@@ -4,8 +4,6 @@ import errno
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -20,7 +18,8 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from torch.utils.data import DataLoader
 
 from lightning_compress import CompressionError, ConfigurationError
-from lightning_compress.recipes import Compress, Prune, Quantize, jobs, runnable, sweep
+from lightning_compress.recipes import Compress, Prune, Quantize, jobs, runnable, sweep, training_clock
+from tests.distributed.once import start_in_a_fork
 from tests.recipes.small import Classifier, Digits, try_recipe
 
 
@@ -120,35 +119,31 @@ def test_a_build_that_changed_is_told(tmp_path):
     assert "was build changed? Then name another folder" in result.points[1].failure
 
 
-KILLED = """
-import os, signal
-import pytorch_lightning as pl
-from lightning_compress.recipes import Quantize, training_clock
-from tests.recipes.small import Classifier, try_recipe
+def killed():
+    os._exit(9)
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 
-class Stopped(Classifier):
-    def on_train_batch_start(self, batch, index):
-        if self.trainer.global_step == 25:
-            {stop}
+def interrupted():
+    os.kill(os.getpid(), signal.SIGINT)
 
-if __name__ == "__main__":
+
+def stopped_run(out, stop):
+    class Stopped(Classifier):
+        def on_train_batch_start(self, batch, index):
+            if self.trainer.global_step == 25:
+                stop()
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     training_clock.SAVE_EVERY = 0.0
-    try_recipe({out!r}, build=Stopped, sizes=[8], compress=[Quantize(bits=[4])])
-"""
+    try_recipe(out, build=Stopped, sizes=[8], compress=[Quantize(bits=[4])])
 
 
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch")
-@pytest.mark.parametrize(
-    ("stop", "code"), [("os._exit(9)", 9), ("os.kill(os.getpid(), signal.SIGINT)", 1)], ids=["killed", "Ctrl-C"]
-)
+@pytest.mark.parametrize(("stop", "code"), [(killed, 9), (interrupted, 1)], ids=["killed", "Ctrl-C"])
 def test_a_training_that_was_stopped_goes_on_where_it_was(stop, code, tmp_path):
-    out, script = tmp_path / "run", tmp_path / "script.py"
-    script.write_text(KILLED.format(out=str(out), stop=stop))
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    stopped = subprocess.run([sys.executable, script], env=environment, capture_output=True, check=False, timeout=200)
-    assert stopped.returncode == code, stopped.stderr.decode()
+    out = tmp_path / "run"
+    found, said = start_in_a_fork(stopped_run, out, stop)()
+    assert found == code, said
     assert not (out / "report.html").exists()
     assert torch.load(out / "8" / "dense" / "going_on.ckpt", weights_only=True)["global_step"] == 25
     steps = []
