@@ -11,6 +11,7 @@ import warnings
 
 import torch
 
+from benchmarks.fine_tuning import SENTENCES
 from benchmarks.points import Points
 from benchmarks.quantization_accuracy import METHODS, SETTINGS, accuracy
 from benchmarks.quantization_cnn import cnn
@@ -25,13 +26,14 @@ def main() -> None:
     parser.add_argument("--only", choices=["accuracy", "speed", "files", "cnn", "step"], help="one table")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), help="rows of accuracy")
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS), help="likewise")
+    parser.add_argument("--data", choices=list(SENTENCES), default="rt-3k", help="what accuracy trains on")
     parser.add_argument("--threads", type=int, default=2, help="of torch; two processes of one do more than one of two")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(arguments.threads)
     points = Points("quantization", {"torch": torch.__version__})
     if arguments.only in (None, "accuracy"):
-        accuracy(points, methods=arguments.methods, settings=arguments.settings)
+        accuracy(points, methods=arguments.methods, settings=arguments.settings, data=arguments.data)
     if arguments.only in (None, "speed"):
         speed(points, arguments.threads)
     if arguments.only in (None, "files"):

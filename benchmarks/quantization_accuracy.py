@@ -89,7 +89,7 @@ def nncf(module: TransformerModule, data: str) -> dict[str, float]:
         return {name: round(100 * peers.accuracy_of_file(path, "openvino", one), 2) for name, one in loaders.items()}
 
 
-def accuracy(points: Points, *, methods: Sequence[str], settings: Sequence[str], data: str = "rt-3k") -> None:
+def accuracy(points: Points, *, methods: Sequence[str], settings: Sequence[str], data: str) -> None:
     """Measure what is missing, then print the table."""
 
     def of(method: str, setting: str) -> list[float]:
