@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lightning_compress.core import CompressionError, ConfigurationError
@@ -16,7 +17,7 @@ Dynamic = Mapping[str, Mapping[int, str]]
 
 _LABELS = "labels"  # what Hugging Face calls them; a file that predicts has none
 _FORM = "give each input the dimensions that are free and a name for each, as {'input_ids': {0: 'batch'}}"
-_EXAMPLES = 2  # an exporter takes a size of one for a constant
+FEWEST = 2  # an exporter takes a size of one for a constant
 
 
 @dataclass(frozen=True)
@@ -130,9 +131,27 @@ def traceable(inputs: Inputs, sizes: Mapping[str, Mapping[int, str]]) -> Inputs:
     tensors = {}
     for name, tensor in inputs.tensors.items():
         repeats = [
-            _EXAMPLES if dimension in sizes[name] and size == 1 else 1 for dimension, size in enumerate(tensor.shape)
+            FEWEST if dimension in sizes[name] and size == 1 else 1 for dimension, size in enumerate(tensor.shape)
         ]
         tensors[name] = tensor.repeat(repeats)
+    return Inputs(tensors, inputs.by_keyword)
+
+
+def resized(inputs: Inputs, sizes: Mapping[str, Mapping[int, str]], word: str, size: int) -> Inputs:
+    """Few of the same inputs, cut or repeated so that one of the free sizes has a value.
+
+    Args:
+        inputs: of a sample.
+        sizes: which sizes of which inputs are free, each with its name.
+        word: the name of that size; the other free ones become as small as they can be.
+        size: its value.
+    """
+    tensors = {}
+    for name, tensor in inputs.tensors.items():
+        for dimension, own in sizes[name].items():
+            places = torch.arange(size if own == word else FEWEST) % max(tensor.shape[dimension], 1)
+            tensor = tensor.index_select(dimension, places)  # noqa: PLW2901
+        tensors[name] = tensor
     return Inputs(tensors, inputs.by_keyword)
 
 

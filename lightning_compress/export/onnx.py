@@ -53,7 +53,7 @@ def to_onnx(traced: Traced, *, opset: int, four_bits: Sequence[str]) -> Any:
             program: Any = torch.onnx.export(
                 traced.program,
                 input_names=list(traced.inputs),
-                output_names=list(traced.outputs),
+                output_names=[f"{name}_output" if name in traced.inputs else name for name in traced.outputs],
                 opset_version=opset,
                 dynamo=True,
                 verbose=False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from torch import nn
 
 from lightning_compress.core import CompressionError
 from lightning_compress.export.failures import reason
-from lightning_compress.export.inputs import Flat, Inputs, traceable
+from lightning_compress.export.inputs import FEWEST, Flat, Inputs, traceable
 
 ROOT = "model"  # what `Flat` calls the model: its buffers' names begin so
 _FIXED_SIZE = re.compile(r"static shape .*\[(\d+)\]\.shape\[(\d+)\]")
@@ -30,6 +31,8 @@ class Traced:
         inputs: their names.
         outputs: their names.
         sizes: which sizes of which inputs are free, each with its name.
+        limits: smallest and largest value of those sizes, by their names, for which the graph was shown to hold; none
+            for a size without a largest one that may be as small as 2.
     """
 
     program: torch.export.ExportedProgram
@@ -37,6 +40,7 @@ class Traced:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     sizes: Mapping[str, Mapping[int, str]]
+    limits: Mapping[str, tuple[int, int]]
 
 
 def trace(model: nn.Module, inputs: Inputs, outputs: Sequence[str], sizes: Mapping[str, Mapping[int, str]]) -> Traced:
@@ -66,7 +70,26 @@ def trace(model: nn.Module, inputs: Inputs, outputs: Sequence[str], sizes: Mappi
         raise
     except Exception as error:
         raise CompressionError(_refusal(name, error, inputs, sizes)) from error
-    return Traced(program, name, tuple(inputs.tensors), tuple(outputs), sizes)
+    return Traced(program, name, tuple(inputs.tensors), tuple(outputs), sizes, _limits(program, sizes))
+
+
+def _limits(
+    program: torch.export.ExportedProgram, sizes: Mapping[str, Mapping[int, str]]
+) -> dict[str, tuple[int, int]]:
+    given = program.graph_signature.user_inputs
+    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    limits: dict[str, tuple[int, int]] = {}
+    for name, own in zip(given, sizes.values(), strict=True):
+        shape = nodes[str(name)].meta["val"].shape
+        for dimension, word in own.items():
+            size = shape[dimension]
+            held = program.range_constraints.get(size.node.expr) if isinstance(size, torch.SymInt) else None
+            if held is None:
+                continue
+            low, high = max(int(held.lower), FEWEST), int(held.upper) if held.upper < sys.maxsize else sys.maxsize
+            if low > FEWEST or high < sys.maxsize:
+                limits[word] = (low, high)
+    return limits
 
 
 @contextmanager

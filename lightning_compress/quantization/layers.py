@@ -197,7 +197,7 @@ _KINDS: tuple[tuple[type[nn.Module], type[QuantizedLayer]], ...] = (
 
 _WEIGHT = re.compile("weight")
 _READ_BY_KIND = {
-    _Recurrent: re.compile(r"weight_.*"),
+    _Recurrent: re.compile(r"weight_(ih|hh|hr)_l\d+(_reverse)?"),
     _MultiheadAttention: re.compile(r"in_proj_weight|[qkv]_proj_weight"),
 }
 _SUBCLASSES: dict[type[nn.Module], type[nn.Module]] = {}
@@ -220,17 +220,15 @@ def refuse_unsupported(module: nn.Module, name: str) -> None:
     Raises:
         TargetError: names the layer, and says how to leave it out.
     """
-    kind, base = _kind(getattr(module, "original", type(module)))
+    own = getattr(module, "original", type(module))
+    kind, base = _kind(own)
     if kind is None or base is None:
         raise TargetError(
-            f"{name} belongs to a {type(module).__name__}, which quantization does not know; add exclude={name!r}."
+            f"{name} belongs to a {own.__name__}, which quantization does not know; add exclude={name!r}."
         )
     attribute = name.rpartition(".")[2]
     if not _READ_BY_KIND.get(kind, _WEIGHT).fullmatch(attribute):
-        raise TargetError(
-            f"{name} is read by {type(module).__name__} itself, past any quantizer; add exclude={name!r}."
-        )
-    own = getattr(module, "original", type(module))
+        raise TargetError(f"{name} is read by {own.__name__} itself, past any quantizer; add exclude={name!r}.")
     if own.forward is not base.forward:
         raise TargetError(
             f"{name} belongs to a {own.__name__} with a forward of its own, which would be passed over; add "

@@ -14,6 +14,10 @@ from tests.quantization.quantized import mlp, quantize_, random
 VECTORS = random(8, 64)
 
 
+def of_torch(difference):
+    return Parity("torch, stored weights", difference, 0.0, 1.0, 200)
+
+
 def returns(*outputs):
     """A runtime that gives these, one after the other."""
     given = iter(outputs)
@@ -34,14 +38,30 @@ def test_predictions_of_every_token_count():
     assert compare("some runtime", returns(logits), [{}], [logits]).predictions == 10
 
 
+def test_predictions_of_every_pixel_are_among_its_classes():
+    classes = np.zeros((2, 3, 4, 5), np.float32)
+    classes[:, 1] = 1.0
+    other = classes.copy()
+    other[0, 2, 0, 0] = 2.0
+    parity = compare("some runtime", returns(other), [{}], [classes])
+    assert (parity.equal, parity.predictions) == (39 / 40, 40)
+
+
+def test_integers_are_predictions_themselves():
+    found, expected = np.array([[1, 2], [3, 5]]), np.array([[1, 2], [3, 4]])
+    parity = compare("some runtime", returns(found), [{}], [expected])
+    assert (parity.equal, parity.predictions) == (0.75, 4)
+
+
 @pytest.mark.parametrize("shape", [(4, 1), (4,), ()])
 def test_a_single_number_is_no_prediction(shape):
     numbers = np.full(shape, 2.0, np.float32)
-    parity = compare("some runtime", returns(numbers + 0.5), [{}], [numbers])
-    assert parity.equal is None or shape == (4,)
-    assert (
-        parity.largest_difference == parity.median_difference == pytest.approx(0.25)
-    )  # of the number itself, which has no range
+    off = np.array(numbers + 0.5)
+    off.flat[0] = 3.0
+    parity = compare("some runtime", returns(off), [{}], [numbers])
+    assert (parity.equal, parity.predictions) == (None, 0)
+    assert parity.largest_difference == pytest.approx(0.5)  # of the number itself, which has no range
+    assert parity.median_difference == pytest.approx(0.25 if shape else 0.5)
 
 
 def test_what_is_not_a_number_is_as_far_off_as_can_be_and_infinities_may_agree():
@@ -88,12 +108,27 @@ def test_a_runtime_that_fails_or_gives_something_else():
     ],
 )
 def test_what_is_complained_about(runtime, difference, equal, own, complains):
-    assert complaint(Parity(runtime, difference, 0.0, equal, 200), own) == complains
+    assert complaint(Parity(runtime, difference, 0.0, equal, 200), of_torch(own)) == complains
+
+
+@pytest.mark.parametrize(
+    ("runtime", "median", "own", "complains"),
+    [
+        ("OpenVINO 1 (f32)", 0.019, 0.0, None),
+        ("OpenVINO 1 (f32)", 0.078, 0.0, "half of the outputs differ by 7.8% of their range or more"),
+        ("OpenVINO 1 (f32)", 0.078, 0.02, None),
+        ("OpenVINO 1 (bf16)", 0.078, 0.0, None),
+        ("ONNX Runtime 1", 0.078, 0.0, "half of the outputs differ by 7.8% of their range or more"),
+    ],
+)
+def test_what_is_off_in_half_of_the_outputs(runtime, median, own, complains):
+    torch_itself = Parity("torch, stored weights", own, own, None, 0)
+    assert complaint(Parity(runtime, median, median, None, 0), torch_itself) == complains
 
 
 def test_one_prediction_among_few_may_be_a_tie():
-    assert complaint(Parity("ONNX Runtime 1", 0.0, 0.0, 31 / 32, 32), 0.0) is None
-    assert complaint(Parity("ONNX Runtime 1", 0.0, 0.0, 30 / 32, 32), 0.0) == "6.2% of 32 predictions differ"
+    assert complaint(Parity("ONNX Runtime 1", 0.0, 0.0, 31 / 32, 32), of_torch(0.0)) is None
+    assert complaint(Parity("ONNX Runtime 1", 0.0, 0.0, 30 / 32, 32), of_torch(0.0)) == "6.2% of 32 predictions differ"
 
 
 def test_a_file_is_compared_on_the_sample_and_on_further_batches_and_the_report_logged(tmp_path, caplog):
@@ -178,6 +213,34 @@ def test_a_report_reads_as_a_table(tmp_path):
         "  ONNX Runtime 1.31.1      1.23% of range      0.04%   99.80% of 1500",
         "  OpenVINO 2026.4.1 (f32)  0.00% of range      0.00%   none made",
     ]
+
+
+def test_a_runtime_that_was_not_asked_for_refuses_nothing(tmp_path):
+    path, circular = tmp_path / "model.onnx", nn.Conv2d(1, 2, 3, padding=1, padding_mode="circular")
+    images = torch.rand(4, 1, 8, 8)
+    with pytest.warns(UserWarning, match=r"OpenVINO cannot .* ONNX Runtime [\d.]+ runs it\."):
+        report = export(circular, path, images)
+    assert [entry.runtime.split()[0] for entry in report.parity] == ["torch,", "ONNX"]
+
+
+@pytest.mark.parametrize(("form", "name"), [("onnx", "model.onnx"), ("openvino", "model.xml")])
+def test_the_runtime_that_was_asked_for_has_to_run_it(form, name, tmp_path, monkeypatch):
+    def fail(path):
+        raise CompressionError(f"a runtime cannot load {path.name}")
+
+    monkeypatch.setattr(exporting, "runtimes", fail)
+    with pytest.raises(CompressionError, match=f"a runtime cannot load {name}"):
+        export(mlp(), tmp_path / name, VECTORS, format=form)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_may_have_the_name_of_an_input(tmp_path):
+    class Cell(nn.Module):
+        def forward(self, x, state):
+            return {"x": 2 * x, "state": state + 1}
+
+    report = export(Cell(), tmp_path / "model.onnx", (VECTORS, VECTORS))
+    assert report.parity[1].equal == 1.0
 
 
 def test_a_difference_is_found_though_the_model_has_several_outputs(tmp_path):

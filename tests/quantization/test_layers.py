@@ -214,6 +214,13 @@ def test_layers_that_cannot_be_quantized_are_refused_by_name():
             quantized(nn.Sequential(layer), [torch.randn(2, 4)], include="0.weight")
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
+def test_weights_that_something_else_makes_of_parameters_are_refused_by_name():
+    normed = torch.nn.utils.weight_norm(nn.LSTM(4, 4), "weight_hh_l0")
+    with pytest.raises(TargetError, match=r"0\.weight_hh_l0_g is read by LSTM itself.*exclude='0\.weight_hh_l0_g'"):
+        quantized(nn.Sequential(normed), [torch.randn(2, 3, 4)], include="*weight_?h*")
+
+
 def test_group_size_must_divide():
     with pytest.raises(ValueError, match=r"group_size=3 does not divide the 8 inputs of 0\.weight"):
         quantized(small(), [torch.randn(5, 8)], weight_granularity="per_group", group_size=3)
