@@ -104,10 +104,11 @@ def select(
         left_out = {id(target.parameter) for target in _matching(everything, exclude, "exclude", model)}
         chosen = [target for target in chosen if id(target.parameter) not in left_out]
     if not chosen:
+        matrices = [target.name for target in everything if len(target.shape) > 1]
         raise TargetError(
             f"include={include!r}, exclude={exclude!r} choose no parameter of {type(model).__name__}; "
             f"by default its last layer is left alone: name what to compress, for example include="
-            f"{everything[-1].name if everything else '*'!r}."
+            f"{matrices[-1] if matrices else '*'!r}."
         )
     return chosen
 
