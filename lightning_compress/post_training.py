@@ -23,6 +23,7 @@ from lightning_compress.quantization import Quantization
 from lightning_compress.quantization.activations import ActivationQuantizer
 from lightning_compress.quantization.bias_correction import InputMeans, correct_biases_
 from lightning_compress.quantization.held import HoldsTensors
+from lightning_compress.quantization.past_reads import PastReads
 from lightning_compress.quantization.removal import copy_of
 from lightning_compress.quantization.smoothing import smooth_
 from lightning_compress.quantization.watching import alone
@@ -70,7 +71,8 @@ def quantize(
         The copy, in the mode (training or evaluation) of the model, module by module.
 
     Warns:
-        UserWarning: a layer was never called, or ``smooth`` or ``correct_bias`` found nothing to change.
+        UserWarning: a layer was never called, something else than its layer computes with a weight, or ``smooth`` or
+            ``correct_bias`` found nothing to change.
 
     Raises:
         ConfigurationError: a value that cannot work, no batch, or a batch that the model cannot be called with.
@@ -99,10 +101,16 @@ def quantize(
             if smooth is not None:
                 drawn = iter(kept := list(drawn))
                 smooth_(quantized, call, kept, strength=smooth)
-            _calibrate(quantization, call, drawn, correct_bias=correct_bias)
+            read_past = _calibrate(quantization, call, drawn, correct_bias=correct_bias)
     sentence, as_asked = callback.summary()
     if not as_asked:
         warnings.warn(f"quantize: {sentence}", stacklevel=2)
+    if read_past:
+        warnings.warn(
+            f"quantize: something else than its layer computes with {read_past[0]}, in floating point, which remove "
+            f"and save_compressed store quantized: tie layers instead, or leave it out by exclude={read_past[0]!r}.",
+            stacklevel=2,
+        )
     _log.info("quantize: %s", sentence)
     return quantized
 
@@ -168,17 +176,25 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 def _calibrate(
     quantization: Quantization, call: Callable[[Any], Any], drawn: Iterator[Any], *, correct_bias: bool
-) -> None:
+) -> list[str]:
+    """Returns the names of the weights that something else than their layers computes with."""
     means = InputMeans(quantization.model) if correct_bias else None
+    reads, read_past = PastReads(quantization.model, quantization.targets), []
     quantization.watch_()
-    for number, batch in enumerate(drawn):
-        call(batch)
-        _refuse_broken(quantization.inputs, number)
-        quantization.advance_(alone, refresh_every=1)
+    try:
+        for number, batch in enumerate(drawn):
+            call(batch)
+            _refuse_broken(quantization.inputs, number)
+            quantization.advance_(alone, refresh_every=1)
+            read_past += reads.stop()
+    finally:
+        quantization.stop_watching_()
+        reads.stop()
     quantization.activate_(alone)
     if means is not None:
         correct_biases_(quantization.model, means.stop())
     quantization.freeze_()
+    return read_past
 
 
 def _refuse_broken(inputs: Iterable[ActivationQuantizer], number: int) -> None:

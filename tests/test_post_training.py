@@ -104,7 +104,7 @@ def test_pairs_are_looked_for_in_one_batch_and_weights_are_looked_at_once(monkey
         return model(batch.view(-1, 2, 2, 2))
 
     quantize(images(), features(), method="mse", forward=forward)
-    assert (looked, hooks) == ([1], [2, 0, 0])  # pairs and residual sums
+    assert (looked, hooks) == ([1], [3, 0, 0])  # pairs, residual sums and past reads
 
 
 BERT = {"vocab_size": 40, "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 32}
