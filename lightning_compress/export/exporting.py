@@ -78,7 +78,8 @@ def export(
         dynamic: which sizes are free when the file runs, as ``{input: {dimension: name}}``; by default the first one of
             each input, and the second one of integers of two dimensions (tokens). ``{}`` fixes all to the sample's.
         runtime_check: whether to run the file and compare it with the model.
-        batches: more samples for that comparison: the share of equal predictions is only as fine as their number.
+        batches: more samples for that comparison, as a list or a loader: the share of equal predictions is only as fine
+            as their number. Labels that stand behind the inputs are left out.
 
     Returns:
         The file's size, what it holds, and how near its outputs come to the model's; also logged.
@@ -108,7 +109,8 @@ def export(
     plain = _evaluated_copy(model)
     inputs = read_sample(plain, sample)
     sizes = dynamic_sizes(inputs, dynamic)
-    checked = [inputs, *(read_sample(plain, batch, "batches") for batch in batches)] if runtime_check else []
+    more = (read_sample(plain, _without_labels(batch, inputs), "batches") for batch in batches)
+    checked = [inputs, *more] if runtime_check else []
     with _accepted(plain, "sample"):
         outputs = list(_outputs(plain, inputs))
     with _accepted(plain, "batches"):
@@ -167,6 +169,11 @@ def _check_batches(batches: Iterable[Sample]) -> None:
         raise ConfigurationError(
             f"batches={value}: give several samples, as a list such as batches=[sample], or a loader; () for none."
         )
+
+
+def _without_labels(batch: Sample, sample: Inputs) -> Sample:
+    """A loader's pairs: what stands behind the inputs that the sample has is no input."""
+    return batch[: len(sample.tensors)] if isinstance(batch, (tuple, list)) else batch
 
 
 def _evaluated_copy(model: nn.Module) -> nn.Module:

@@ -105,6 +105,8 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         return op.DequantizeLinear(values, scale, axis=axis, block_size=block_size)
 
     def look_up(indices: Any, values: Any, scale: Any) -> Any:
+        if values.dtype == ir.DataType.FLOAT8E4M3FN:  # in which Gather looks nothing up
+            return op.Gather(op.DequantizeLinear(values, op.Squeeze(scale), axis=0), indices, axis=0)
         # Only the entries looked up become real numbers.
         vectors = op.Cast(op.Gather(values, indices, axis=0), to=ir.DataType.FLOAT)
         return op.Mul(vectors, scale if len(scale.shape) == 1 else op.Gather(scale, indices, axis=0))

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_compress.core import CompressionError
 from lightning_compress.core.targets import is_transformers_conv1d
@@ -65,12 +66,19 @@ def make_exportable_(model: nn.Module) -> Contents:
         What became of its weights.
 
     Raises:
-        CompressionError: a layer that does not quantize yet, or of which no range was observed.
+        CompressionError: a layer that does not quantize yet, of which no range was observed, or whose recurrent weights
+            are parametrized.
     """
     contents = Contents()
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     read_by_parent = {module.out_proj for module in model.modules() if isinstance(module, nn.MultiheadAttention)}
     for name, module in list(model.named_modules()):
+        if _is_recurrent(module) and is_parametrized(module):
+            weight = next(iter(module.parametrizations))
+            raise CompressionError(
+                f"{name or type(module).__name__} makes its weights of others as it runs: call "
+                f"torch.nn.utils.parametrize.remove_parametrizations(module, {weight!r}) first."
+            )
         _store_inputs_(module)
         form = None if module in read_by_parent else _form(module)
         tied = isinstance(module, nn.Linear) and id(module.weight) in tables

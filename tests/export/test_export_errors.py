@@ -5,6 +5,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize
 
 from lightning_compress.core import CompressionError, ConfigurationError, MissingExtraError, select
 from lightning_compress.export import export, files
@@ -207,6 +208,15 @@ def test_without_a_check_onnxruntime_is_not_needed_and_without_openvino_it_is_le
     assert [entry.runtime.split()[0] for entry in report.parity] == ["torch,", "ONNX"]
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert not export(mlp(), tmp_path / "model.onnx", VECTORS, runtime_check=False).parity
+
+
+def test_recurrent_weights_that_are_made_of_others_have_to_be_made_first(tmp_path):
+    model = nn.Sequential(nn.LSTM(64, 8))
+    parametrizations.weight_norm(model[0], "weight_hh_l0")
+    with pytest.raises(CompressionError, match=r"0 makes its weights .*remove_parametrizations\(.*'weight_hh_l0'\)"):
+        export(model, tmp_path / "model.onnx", random(8, 5, 64))
+    parametrize.remove_parametrizations(model[0], "weight_hh_l0")
+    assert export(model, tmp_path / "model.onnx", random(8, 5, 64)).parity[1].largest_difference < 1e-4
 
 
 def test_a_full_disk_leaves_the_older_file_and_no_other(tmp_path, monkeypatch):

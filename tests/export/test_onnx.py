@@ -9,7 +9,7 @@ from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
-from lightning_compress import TransformerModule
+from lightning_compress import TransformerModule, quantize
 from lightning_compress.export import export
 from lightning_compress.export import onnx as onnx_export
 from tests.export.onnx_files import Several, exported, kinds, largest_gap, nodes, run, run_all, stored
@@ -127,6 +127,16 @@ def test_a_weight_takes_as_few_bits_as_runtimes_read_fast(settings, kind, tmp_pa
     quantize_(model, VECTORS, **settings)
     path = exported(model, VECTORS, tmp_path)
     assert kinds(path)["model.0.weight_quantizer.values"] == kind
+
+
+@pytest.mark.parametrize("granularity", ["per_tensor", "per_channel"])
+def test_words_of_eight_bit_floats_are_stored_so_and_looked_up(granularity, tmp_path):
+    tokens = torch.randint(20, (4, 6), generator=torch.Generator().manual_seed(0))
+    words = nn.Sequential(nn.Embedding(20, 8), nn.Linear(8, 8), nn.Linear(8, 4))
+    model = quantize(words, [tokens], weight_bits="float8", weight_granularity=granularity, include="*").eval()
+    path = exported(model, tokens, tmp_path)
+    assert kinds(path)["model.0.weight_quantizer.values"] == TensorProto.FLOAT8E4M3FN
+    torch.testing.assert_close(run(path, tokens), model(tokens), rtol=1e-5, atol=1e-5)
 
 
 def test_a_weight_with_two_scales_is_stored_as_numbers_and_said_so(tmp_path):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_compress.core import CompressionError
 from lightning_compress.export import ExportReport, Parity, export, exporting
@@ -145,6 +146,12 @@ def test_a_file_is_compared_on_the_sample_and_on_further_batches_and_the_report_
     assert (report.stored_weights, report.quantized_inputs) == (2, 2)
     assert report.bytes == (tmp_path / "model.onnx").stat().st_size
     assert str(report) in caplog.text
+
+
+def test_a_loader_may_have_labels_behind_the_inputs(tmp_path):
+    pairs = DataLoader(TensorDataset(random(6, 64), torch.zeros(6)), batch_size=3)
+    report = export(mlp(), tmp_path / "model.onnx", VECTORS, batches=pairs)
+    assert report.parity[0].predictions == len(VECTORS) + 6
 
 
 def test_a_file_that_is_off_is_written_with_a_warning(tmp_path, monkeypatch):
