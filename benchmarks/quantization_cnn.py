@@ -23,6 +23,7 @@ from lightning_compress import QuantizationAwareTraining, export
 
 SEEDS = (0, 1, 2)
 TRAINING, EPOCHS, BATCH = 4_000, 4, 64
+LEARNING_RATE, QAT_EPOCHS, QAT_LEARNING_RATE = 1e-3, 2, 2e-4
 QAT = {"W8A8": {"include": "*"}, "W4A4": {"weight_bits": 4, "activation_bits": 4, "method": "lsq"}}
 FOLDER = CACHE.parent / "quantization_cnn"
 
@@ -84,7 +85,7 @@ def measure(seed: int, threads: int) -> dict[str, Any]:
     """Accuracies of one seed; for the first one the speed of the files too."""
     pl.seed_everything(seed, verbose=False)
     FOLDER.mkdir(parents=True, exist_ok=True)
-    dense = Digits(1e-3)
+    dense = Digits(LEARNING_RATE)
     result: dict[str, Any] = {"dense": fit(dense, EPOCHS, [])}
     training, test = digits()
     example = training[:64][0]
@@ -92,9 +93,9 @@ def measure(seed: int, threads: int) -> dict[str, Any]:
     nncf = peers.nncf_int8(dense.network, loader, example, FOLDER / "nncf.xml", transformer=False)
     result["NNCF PTQ"] = round(100 * peers.accuracy_of_file(nncf, "openvino", DataLoader(test, 250)), 2)
     for name, settings in QAT.items():
-        module = Digits(2e-4)
+        module = Digits(QAT_LEARNING_RATE)
         module.load_state_dict(dense.state_dict())
-        result[name] = fit(module, 2, [QuantizationAwareTraining(**settings)])
+        result[name] = fit(module, QAT_EPOCHS, [QuantizationAwareTraining(**settings)])
         if name == "W8A8" and seed == SEEDS[0]:
             ours = FOLDER / "ours.xml"
             export(module, ours, example, format="openvino")

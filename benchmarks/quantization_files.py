@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks import fine_tuning, peers, quantization_cnn
 from benchmarks.fine_tuning import CACHE, dense, interval, judge, show
+from benchmarks.latency import Runtime
 from benchmarks.points import Points
 from examples.rotten_tomatoes import RottenTomatoes
 from lightning_compress import QuantizationAwareTraining, export
@@ -31,7 +32,7 @@ SEEDS, LEARNING_RATE = (0, 1, 2), 2e-5
 # Where a processor adds products of bytes in 16 bits, seven are what does not overflow.
 TABLES = (("MiniLM, full", 8), ("ResNet", 8), ("MiniLM, rt-3k", 8), ("MiniLM, rt-3k", 7))
 FOLDER = CACHE.parent / "quantization_files"
-FORMATS: dict[str, tuple[Literal["onnx", "openvino"], str]] = {
+FORMATS: dict[Runtime, tuple[Literal["onnx", "openvino"], str]] = {
     "onnxruntime": ("onnx", "model.onnx"),
     "openvino": ("openvino", "model.xml"),
 }
@@ -89,10 +90,11 @@ def minilm(data: str, seed: int, weight_bits: int) -> Trained:
 def resnet(seed: int, weight_bits: int) -> Trained:
     """The network of ``quantization_cnn``, trained and trained on as there."""
     pl.seed_everything(seed, verbose=False)
-    module = quantization_cnn.Digits(1e-3)
+    module = quantization_cnn.Digits(quantization_cnn.LEARNING_RATE)
     quantization_cnn.fit(module, quantization_cnn.EPOCHS, [])
-    module.learning_rate = 2e-4
-    accuracy = quantization_cnn.fit(module, 2, [QuantizationAwareTraining(weight_bits, include="*")])
+    module.learning_rate = quantization_cnn.QAT_LEARNING_RATE
+    quantization = QuantizationAwareTraining(weight_bits, include="*")
+    accuracy = quantization_cnn.fit(module, quantization_cnn.QAT_EPOCHS, [quantization])
     test = DataLoader(quantization_cnn.digits()[1], 250)
     return Trained(module, accuracy, test, test)
 
@@ -108,7 +110,7 @@ def measure(name: str, seed: int, weight_bits: int) -> dict[str, Any]:
     for runtime, (form, file) in FORMATS.items():
         path = folder / file
         report = export(trained.model, path, feeds[0], format=form, batches=feeds[1:])
-        share = peers.accuracy_of_file(path, runtime, trained.test)  # type: ignore[arg-type]
+        share = peers.accuracy_of_file(path, runtime, trained.test)
         result["torch, stored"] = in_per_cent(report.parity[0])
         of_float32 = next(entry for entry in report.parity[1:] if "bf16" not in entry.runtime)
         result[runtime] = {"test": round(100 * share, 2), **in_per_cent(of_float32)}

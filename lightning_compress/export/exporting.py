@@ -237,7 +237,7 @@ def _narrower_than_model(model: nn.Module, inputs: Inputs, traced: Traced) -> st
 def _takes(model: nn.Module, batch: Inputs) -> bool:
     try:
         batch.call(model)
-    except Exception:
+    except Exception:  # whatever a model raises at a size that it does not take
         return False
     return True
 

@@ -86,7 +86,7 @@ def _limits(
             held = program.range_constraints.get(size.node.expr) if isinstance(size, torch.SymInt) else None
             if held is None:
                 continue
-            low, high = max(int(held.lower), FEWEST), int(held.upper) if held.upper < sys.maxsize else sys.maxsize
+            low, high = max(int(held.lower), FEWEST), int(min(held.upper, sys.maxsize))
             if low > FEWEST or high < sys.maxsize:
                 limits[word] = (low, high)
     return limits
