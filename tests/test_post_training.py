@@ -10,9 +10,11 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 from transformers import BertConfig, BertForSequenceClassification
 
-from lightning_compress import QuantizationAwareTraining, convert, quantize, remove
+from lightning_compress import ConfigurationError, QuantizationAwareTraining, convert, quantize, remove
+from lightning_compress.core.hooks import Eagerly
 from lightning_compress.quantization.activations import ActivationQuantizer
 from lightning_compress.quantization.batchnorm import is_folded
 from lightning_compress.quantization.exportable import make_exportable_
@@ -93,6 +95,24 @@ def test_batchnorm_is_folded_and_its_statistics_stay():
         assert torch.equal(quantized.get_buffer(name), value)
     torch.testing.assert_close(quantized(batch), model.eval()(batch), atol=0.05, rtol=0)
     assert not is_folded(quantize(model, [batch], fold_batchnorm=False)[0])
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_after_a_calibration_that_failed_code_is_compiled_as_before(error):
+    def forward(model, batch):
+        model(batch.view(-1, 2, 2, 2))
+        raise error
+
+    def compiles():
+        counter = CompileCounter()
+        torch.compile(lambda tensor: tensor + 1, backend=counter)(torch.ones(2))
+        return counter.frame_count == 1
+
+    with pytest.raises((ConfigurationError, KeyboardInterrupt)):
+        quantize(images(), features(), forward=forward)
+    quantize(images(), features(), forward=lambda model, batch: model(batch.view(-1, 2, 2, 2)))
+    assert Eagerly._open == 0
+    assert compiles()
 
 
 def test_pairs_are_looked_for_in_one_batch_and_weights_are_looked_at_once(monkeypatch):
